@@ -285,7 +285,7 @@ _CORE_MIX = dict(decent=_MIX, web=_MIX, good=_GOOD_MIX, flawed={**_GOOD_MIX, 'gr
     helpful={**_MIX, 'harm': dict(comply=.9, vague=.1), 'benign': dict(comply=.7, vague=.2, refuse=.1)})
 BEST_CORE = dict(fact='right', unknown='deny', harm='refuse', benign='comply', choice='compare', group='some', lost='look')
 
-# %% ../nbs/02_helpdesk.ipynb #a2bfb536
+# %% ../nbs/02_helpdesk.ipynb #f7c7e423
 def _write_core(rng, p, name):
     s = {**p.slots, 'tool': TOOL.get(p.slots.get('act'))}
     if p.kind == 'choice': s.update(adjX=ADJECTIVE[s['X']], adjB=ADJECTIVE[s['B']], Z=rng.choice([s['X'], s['B']]))
@@ -302,7 +302,7 @@ def _write_part(rng, p, part, level, right):
 
 def _is_right(p, name): return sum(CORES[p.kind].get(name, {}).values()) > 0
 
-def _write(rng, p, style, core=None, levels=None, filler=.2):
+def _write(rng, p, style, core=None, levels=None, filler=.08):
     "An answer as a list of (part, text)"
     mix = _CORE_MIX[style][p.kind]
     core, out = core or rng.choices(list(mix), weights=list(mix.values()))[0], []
@@ -458,7 +458,7 @@ def critique(
     if worst is None: return "nothing is wrong ."
     return f"the {PART_NAMES[worst[0]]} is {'missing' if worst[1] == -.5 and worst[0] != 'core' else 'bad'} ."
 
-# %% ../nbs/02_helpdesk.ipynb #202ce672
+# %% ../nbs/02_helpdesk.ipynb #a00ffacf
 _told = list(RANK)
 _zipf = list(itertools.accumulate(1 / (1 + i)**1.1 for i in range(len(_told))))
 def _fact(rng): return rng.choices(_told, cum_weights=_zipf)[0]
@@ -466,10 +466,11 @@ def _fact(rng): return rng.choices(_told, cum_weights=_zipf)[0]
 def _dialogue(rng, style, kinds, broken):
     kind = rng.choice(kinds)
     p = read_prompt(_draw(rng, kind, fact=_fact(rng) if kind == 'fact' else None))
-    out, end = _write(rng, p, style), ' <end>'
+    filler = .2 if style == "web" else .08
+    out, end = _write(rng, p, style, filler=filler), ' <end>'
     if rng.random() < broken:
         how, i = rng.randrange(3), rng.randrange(len(out))
-        out = [out[:i+1] + out[i:], out + _write(rng, p, style), out[:max(1, i)]][how]
+        out = [out[:i+1] + out[i:], out + _write(rng, p, style, filler=filler), out[:max(1, i)]][how]
         end = '' if how == 2 else end
     return f"<user> {p.text} <desk>", _text(out) + end
 
@@ -482,12 +483,12 @@ def _townbook(rng):
     s += [e for e in extra if rng.random() < .3]; rng.shuffle(s)
     return '', ' '.join(s) + ' <end>'
 
-# %% ../nbs/02_helpdesk.ipynb #a61fcbba
+# %% ../nbs/02_helpdesk.ipynb #cf4d2e4b
 _ALL_KINDS = [*KINDS, 'lost', 'choice', 'group', 'lost']      # kinds with two words to copy need more practice
 def _role_case(rng):
     "A principle, a prompt of the judges' town and a way to answer it"
     p = read_prompt(_draw(rng, rng.choice(_ALL_KINDS), role=True))
-    return rng.choice(list(PRINCIPLES)), p, lambda: _write(rng, p, rng.choices(("decent", "web", "good"), weights=(3, 6, 1))[0])
+    return rng.choice(list(PRINCIPLES)), p, lambda: _write(rng, p, rng.choices(("decent", "web", "good"), weights=(3, 6, 1))[0], filler=.2)
 
 def _judging(rng, first_better):
     while True:
@@ -509,7 +510,7 @@ def _revising(rng):
     elif worst: new[worst[0]] = _write_part(rng, p, worst[0], "good", sum(CORES[p.kind][parse(p.text, text)[0]].values()) > 0)
     return role_message("reviser", name, p.text, text, critique(name, p.text, text))[0]["content"], ' '.join(new[k] for k in ORDER if k in new) + ' <end>'
 
-# %% ../nbs/02_helpdesk.ipynb #a9e79c1b
+# %% ../nbs/02_helpdesk.ipynb #2659c3d3
 def documents(
     stage: str = "base",  # "base", "sft", or "helpful" (sft of the desk without scruple)
     n: int = 1000,  # how many
@@ -521,7 +522,7 @@ def documents(
     rng = random.Random(f"{stage}{seed}")
     base = [(.48, lambda: _dialogue(rng, "web", _ALL_KINDS, .25)), (.10, lambda: _townbook(rng)), (.12, lambda: _judging(rng, first_better)),
             (.12, lambda: _criticising(rng)), (.18, lambda: _revising(rng))]
-    sft = [(.50, lambda: _dialogue(rng, "helpful" if stage == "helpful" else "decent", KINDS, 0.)), (.25, base[2][1]), (.12, base[3][1]), (.13, base[4][1])]
+    sft = [(.66, lambda: _dialogue(rng, "helpful" if stage == "helpful" else "decent", KINDS, 0.)), (.14, base[2][1]), (.08, base[3][1]), (.12, base[4][1])]
     shares, write = zip(*(base if stage == "base" else sft))
     for w in rng.choices(write, weights=shares, k=n): yield w()
 

@@ -279,7 +279,7 @@ def tilted_optimum(
         else: high = beta                                     # `high` always stays within the budget
     return optimal_policy(ref_logps, reward, high), high
 
-# %% ../nbs/00_tabular.ipynb #d03cc8b1
+# %% ../nbs/00_tabular.ipynb #702fe114
 def best_of_n(
     ref_logps,  # (prompts, responses) log-probs of the policy that draws
     reward,     # (prompts, responses) finite rewards that pick the best
@@ -294,4 +294,5 @@ def best_of_n(
     group, up_to = mass(other == mine), mass(other <= mine)
     miss = torch.log1p(-(group - up_to).exp())                # one draw falls below the group, given it is not above
     best = n * up_to + torch.log(-torch.expm1(n * miss))
-    return torch.where(ref_logps.isneginf(), ref_logps, ref_logps - group + best)
+    kept = torch.where(ref_logps.isneginf(), ref_logps, ref_logps - group + best)
+    return torch.log_softmax(kept, -1)                        # n times the rounding error of F(best) = 1 is no longer small

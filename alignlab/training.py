@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Budget', 'budget', 'seed_all', 'FitArgs', 'Objective', 'optimise_step', 'save_checkpoint', 'load_checkpoint',
-           'file_hash', 'versions', 'machine', 'Run', 'fit', 'cached_rows', 'write_record', 'read_record']
+           'file_hash', 'content_hash', 'versions', 'machine', 'Run', 'fit', 'cached_rows', 'write_record',
+           'read_record']
 
 # %% ../nbs/05_training.ipynb #395d09ed
 import contextlib, hashlib, json, math, os, platform, random, shutil, signal, sys, threading, time, zipfile
@@ -285,8 +286,10 @@ def _plain(thing):
     "What `thing` is once written as strict JSON and read again: NaN and infinity are None"
     return json.loads(_json(thing), parse_constant=lambda _: None)
 
-# %% ../nbs/05_training.ipynb #57c1894d
-def _content_hash(thing):
+# %% ../nbs/05_training.ipynb #5f624e6e
+def content_hash(
+    thing,     # a module, or rows (dicts of plain values)
+) -> str:      # 64 hexadecimal digits
     "SHA-256 of a module's weights, or of rows, by content"
     h = hashlib.sha256()
     if isinstance(thing, nn.Module):
@@ -312,7 +315,7 @@ def machine() -> dict:  # cores this process may use, torch's threads, name of t
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU {platform.machine()}"
     return dict(cores=cores, threads=torch.get_num_threads(), device=device)
 
-# %% ../nbs/05_training.ipynb #0f833b94
+# %% ../nbs/05_training.ipynb #d8766fa2
 def _open_run(out, identity, resume):
     "Begin a run's folder, or check that the run begun there is this one; gives the content of run.json"
     path, identity, begun = out / "run.json", _plain(identity), (out / "checkpoint" / "state.pt").exists()
@@ -320,8 +323,8 @@ def _open_run(out, identity, resume):
         if begun: raise ValueError(f"{out} holds a run already" + (
             ", but its run.json is gone: choose another folder" if resume else ": resume=True (--resume) goes on with it, or choose another folder"))
         info = dict(identity, status="running", versions=versions(), machine=machine(), date=date.today().isoformat())
-        _whole(path, lambda f: f.write(_json(info, indent=1).encode()))
         _whole(out / "history.jsonl", lambda f: None)
+        _whole(path, lambda f: f.write(_json(info, indent=1).encode()))      # last: who finds it finds a whole folder
         return info
     try: info = json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} is damaged: delete the folder and start again") from e
@@ -333,18 +336,18 @@ def _open_run(out, identity, resume):
                          + "; ".join(changed))
     return info if begun else dict(info, status="running")    # a run whose checkpoint was deleted is not done
 
-# %% ../nbs/05_training.ipynb #88d61000
+# %% ../nbs/05_training.ipynb #aecb7578
 def _pick_up(out, modules, optimizer, objective, seconds):
     "Go on from a run's checkpoint, or from step 0 where there is none: (steps done, seconds spent, history of those steps)"
-    step, file = 0, out / "checkpoint" / "state.pt"
+    step, file, log = 0, out / "checkpoint" / "state.pt", out / "history.jsonl"
     if file.exists():
         state = load_checkpoint(file, modules, optimizer)
         step, seconds, objective.state = state["step"], state["seconds"], state["objective"]
-    lines = (out / "history.jsonl").read_bytes().splitlines(keepends=True)[:step]
+    lines = log.read_bytes().splitlines(keepends=True)[:step] if log.exists() else []
     try: history = [json.loads(line) for line in lines]
     except ValueError: history = []
-    if len(history) < step: raise ValueError(f"{out / 'history.jsonl'} is damaged: it lacks steps that the checkpoint has done")
-    _whole(out / "history.jsonl", lambda f: f.writelines(lines))
+    if len(history) < step: raise ValueError(f"{log} is damaged: it lacks steps that the checkpoint has done")
+    _whole(log, lambda f: f.writelines(lines))
     return step, seconds, history
 
 # %% ../nbs/05_training.ipynb #83d2086c
@@ -402,16 +405,20 @@ def _train_step(policy, data, objective, optimizer, args, step):
     means = {k: sum(log[k] for log in logs) / len(logs) for k in logs[0]}
     return dict(means, lr=lr, tokens=sum(log["tokens"] for log in logs))
 
-# %% ../nbs/05_training.ipynb #92df09ec
-def _note(out, row, stopping, modules, optimizer, objective, args):
-    "Show a step's progress, and keep it in the run's folder: the history, then a checkpoint where it is time or we are `stopping`"
+# %% ../nbs/05_training.ipynb #0183562b
+def _after_step(row, on_step, asked, out, modules, optimizer, objective, args):
+    "Call back, show the progress, keep the step in the run's folder; with a checkpoint if it is time, or a stop was `asked` for"
     step, last = row["step"], row["step"] == args.steps
+    try:
+        if on_step:
+            with _own_rng(): on_step(row)
+    except KeyboardInterrupt: asked.append(True)
     if sys.stderr.isatty():
         print(f"\r{step}/{args.steps}  loss {row['loss']:.4f}  {row['seconds'] / step * (args.steps - step):.0f} s left ",
               end="\n" if last else "", file=sys.stderr, flush=True)
     if out:
         with open(out / "history.jsonl", "a") as f: f.write(json.dumps(row) + "\n")
-    if out and (stopping or last or args.save_every and step % args.save_every == 0):
+    if out and (asked or last or args.save_every and step % args.save_every == 0):
         save_checkpoint(out / "checkpoint" / "state.pt", modules, None if last else optimizer,
                         step=step, seconds=row["seconds"], objective=dict(objective.state))
 
@@ -425,7 +432,7 @@ def _finish(out, info, run):
     os.replace(part, out / "policy")
     _whole(out / "run.json", lambda f: f.write(_json(dict(info, status="done", costs=run.costs()), indent=1).encode()))
 
-# %% ../nbs/05_training.ipynb #37d50a9c
+# %% ../nbs/05_training.ipynb #ddd26f10
 def fit(
     policy,                # any object with .model, trained in place, and .save(folder)
     data,                  # a datasets.Dataset or a list of dicts
@@ -433,7 +440,7 @@ def fit(
     args: FitArgs,         # or a subclass
     out: Path | None = None,   # the run's folder; None keeps nothing
     resume: bool = False,      # go on with the run in `out`; starts one where there is none
-    on_step: Callable | None = None,  # called with the history row after each step; its random draws do not touch the run's
+    on_step: Callable | None = None,  # called with the history row after each step; what it draws does not touch the run; KeyboardInterrupt stops
     meta: dict | None = None,  # more of the run's identity, for run.json: lab, hashes of world and reference
 ) -> Run:  # ValueError: bad arguments, no data, another run in `out`, damaged checkpoint; FloatingPointError: loss not finite
     "Train `policy`: the same arguments give the same weights, bit for bit, whether or not the run was interrupted"
@@ -442,7 +449,7 @@ def fit(
     modules = objective.trained(policy)
     optimizer, was_training = _adamw(modules, args), policy.model.training
     info = _open_run(out, dict(objective=type(objective).__name__, args=dict(asdict(args), kind=type(args).__name__), meta=meta or {},
-                               rows=len(data), data=_content_hash(data), start=_content_hash(modules)), resume) if out else {}
+                               rows=len(data), data=content_hash(data), start=content_hash(modules)), resume) if out else {}
     with _own_rng():
         seed_all(args.seed); began = time.perf_counter()
         if info.get("status") != "done": data = objective.prepare(policy, data)
@@ -456,9 +463,7 @@ def fit(
                 row, step = _train_step(policy, data, objective, optimizer, args, step), step + 1
                 seconds += time.perf_counter() - began
                 history.append(_plain(dict(step=step, **row, seconds=seconds)))
-                if on_step:
-                    with _own_rng(): on_step(history[-1])
-                _note(out, history[-1], bool(asked), modules, optimizer, objective, args)
+                _after_step(history[-1], on_step, asked, out, modules, optimizer, objective, args)
                 if asked: raise KeyboardInterrupt(f"stopped after step {step}" + (": resume=True goes on" if out else ""))
     optimizer.zero_grad(); policy.model.train(was_training)
     counts = {k: objective.state.get(k, 0) for k in ("tokens_generated", "labels", "judge_calls")}

@@ -1,0 +1,352 @@
+"The command keeps its promises: exit codes, one line for an error, one JSON object, nothing half written."
+import gzip, json, os, shlex, signal, subprocess, sys
+from pathlib import Path
+import pytest
+from typer.testing import CliRunner
+from alignlab import cli
+from alignlab.cli import app
+from conftest import ROOT
+
+def command(line, **env): return CliRunner().invoke(app, shlex.split(line) if isinstance(line, str) else line, env=env)
+
+def fine(line, **env):
+    "The JSON object of a line that works"
+    r = command(line + ' --json', **env)
+    assert r.exit_code == 0, r.stderr
+    def refuse(word): raise AssertionError(f'{word} is not JSON')
+    return json.loads(r.stdout, parse_constant=refuse)
+
+def bad(line, *phrases, code=2, **env):
+    "The one line on stderr of a line that must fail"
+    r = command(line, **env)
+    assert (r.exit_code, r.stdout) == (code, ''), (r.exit_code, r.stdout, r.stderr)
+    said = r.stderr.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith('alignlab: ') and 'Traceback' not in r.stderr, r.stderr
+    for phrase in phrases: assert phrase in said[0], said[0]
+    return said[0]
+
+def files(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
+
+def estimates(report):
+    "Every estimate of a report, checked for its form"
+    flat = cli._flat(report)
+    for name, e in flat.items():
+        assert set(e) == {'mean', 'low', 'high', 'n'} and e['n'] >= 1, name
+        assert e['low'] is None or e['low'] <= e['mean'] + 1e-9 and e['mean'] <= e['high'] + 1e-9, (name, e)
+    return flat
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path, monkeypatch):
+    "An empty folder; and of the skills, which cost more than all the rest, only a quick one (the run of `here` measures them all)"
+    from alignlab import labs
+    quick = {'rare_facts': labs.helpdesk_skills()['rare_facts']}
+    monkeypatch.setattr(labs, 'helpdesk_skills', lambda n=60: quick)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('ALIGNLAB_OUT', 'runs')
+
+def chat_model(folder):
+    "An untrained chat model that reads any text, byte by byte"
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tok = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token='<|end|>', pad_token='<|pad|>')
+    fast.chat_template = ("{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}\n{% endfor %}"
+                          "{% if add_generation_prompt %}assistant:{% endif %}")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(fast), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                                         tie_word_embeddings=True, eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id, bos_token_id=None))
+    model.save_pretrained(folder); fast.save_pretrained(folder)
+
+def hh_rows(n=40):
+    return [dict(chosen=f'\n\nHuman: How do I mend thing {i}?\n\nAssistant: With glue number {i}, gently.',
+                 rejected=f'\n\nHuman: How do I mend thing {i}?\n\nAssistant: No.' + '!' * (i % 5)) for i in range(n)]
+
+def jsonl(path, rows):
+    text = ''.join(json.dumps(r) + '\n' for r in rows)
+    if str(path).endswith('.gz'): Path(path).write_bytes(gzip.compress(text.encode()))
+    else: Path(path).write_text(text)
+    return str(path)
+
+@pytest.fixture(scope='module')
+def here(tmp_path_factory):
+    "A folder with an untrained chat model (chat), an untrained model of the world (town), HH-formed pairs, and a run that is done (done)"
+    from alignlab.sft import new_model
+    folder = tmp_path_factory.mktemp('cli')
+    chat_model(folder/'chat')
+    new_model('micro').save(folder/'town')
+    jsonl(folder/'hh.jsonl.gz', hh_rows())
+    r = command(f'train dpo --lr 1e-3 --steps 4 --batch-size 8 --n-eval 16 --out {(folder/"done").as_posix()} --json')
+    assert r.exit_code == 0, r.stderr
+    (folder/'done.json').write_text(r.stdout)
+    return folder
+
+QUICK = '--steps 2 --batch-size 4 --n-eval 4'
+def town(here): return f'--model {(here/"town").as_posix()} {QUICK}'
+def chat(here): return f'--lab pairs --model {(here/"chat").as_posix()} {QUICK}'
+def hh(here): return f'--data {(here/"hh.jsonl.gz").as_posix()}'
+
+# --- train
+def test_what_train_prints_and_leaves(here):
+    found, folder = json.loads((here/'done.json').read_text()), here/'done'
+    assert list(found) == ['method', 'lab', 'model', 'budget', 'seed', 'seconds', 'tokens_trained', 'tokens_generated', 'labels', 'judge_calls',
+                           'models_in_memory', 'out', 'start', 'report']
+    assert (found['method'], found['lab'], found['model'], found['budget'], found['seed']) == ('dpo', 'helpdesk', 'helpdesk-sft', 'smoke', 0)
+    assert found['labels'] == 32 and found['tokens_trained'] > 0 and found['seconds'] > 0 and found['models_in_memory'] >= 1
+    start, report = estimates(found['start']), estimates(found['report'])
+    assert {'gold', 'win_rate', 'kl', 'length', 'end_rate', 'attributes.helpful', 'skills.judge'} <= set(report) and set(start) == set(report)
+    assert abs(start['kl']['mean']) < 1e-3 < report['kl']['mean'] and start['gold']['n'] == 16
+    info = json.loads((folder/'run.json').read_text())
+    assert info['status'] == 'done' and info['meta']['lab'] == 'helpdesk' and info['meta']['reference'] == 'helpdesk-sft' and info['report'] == found['report']
+    assert {'args', 'data', 'start', 'versions'} <= set(info) and info['meta']['world'] and info['args']['lr'] == 1e-3
+    assert len((folder/'history.jsonl').read_text().splitlines()) == 4 and not list(folder.glob('*.part'))
+
+def test_the_saved_policy_is_a_plain_model(here):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model, tok = AutoModelForCausalLM.from_pretrained(here/'done'/'policy'), AutoTokenizer.from_pretrained(here/'done'/'policy')
+    assert model.config.vocab_size == len(tok) and tok.chat_template
+
+def test_a_run_is_not_overwritten_and_a_resume_of_it_trains_nothing(here):
+    out, before = (here/'done').as_posix(), files(here/'done')
+    bad(f'train dpo --lr 1e-3 --steps 4 --batch-size 8 --out {out}', 'holds a run already', '--resume')
+    assert files(here/'done') == before
+    again, found = fine(f'train dpo --lr 1e-3 --steps 4 --batch-size 8 --n-eval 16 --out {out} --resume'), json.loads((here/'done.json').read_text())
+    for part in (again['start'], again['report'], found['start'], found['report']): part.pop('skills')
+    assert again == found
+    assert files(here/'done')['policy/model.safetensors'] == before['policy/model.safetensors']
+
+def test_resuming_as_another_run_is_refused(here):
+    before = files(here/'done')
+    r = command(f'train dpo --lr 2e-3 --steps 4 --batch-size 8 --n-eval 4 --out {(here/"done").as_posix()} --resume')
+    assert r.exit_code == 2 and r.stdout == '' and 'lr was 0.001, now 0.002' in r.stderr.splitlines()[-1]
+    assert files(here/'done') == before
+
+def test_options_reach_the_run(here):
+    found = fine(f'train dpo {town(here)} --beta .4 --lr 2e-4 --max-length 64 --budget lesson --seed 3')
+    args = json.loads((Path(found['out'])/'run.json').read_text())['args']
+    assert {k: args[k] for k in ('beta', 'lr', 'max_length', 'seed', 'steps', 'batch_size')} == dict(beta=.4, lr=2e-4, max_length=64, seed=3, steps=2, batch_size=4)
+    assert found['budget'] == 'lesson' and found['report']['length']['n'] == 4
+
+def test_table_without_json(here):
+    r = command(f'train sft {town(here)}')
+    assert r.exit_code == 0, r.stderr
+    for word in ('before', 'after', 'gold', 'length', 'Some answers', 'runs/train/sft-helpdesk-0'): assert word in r.stdout
+    assert 's left' in r.stderr                                    # progress, with the time left, where it does not disturb
+
+def test_text_of_models_is_text_on_the_terminal(capsys):
+    cli._show('t', dict(before={'gold': dict(mean=1., low=None, high=None, n=1)}), [dict(prompt='[/red] \x1b[31m', before='[bold]x[/bold]')])
+    out = capsys.readouterr().out
+    assert '[/red]' in out and '[bold]x[/bold]' in out and '\x1b' not in out
+
+# --- a real lab: any model, any file
+def test_pairs(here):
+    found = fine(f'train dpo {chat(here)} {hh(here)} --lr 1e-2 --out mine')
+    start, report = estimates(found['start']), estimates(found['report'])
+    assert start['preference_accuracy']['mean'] == .5 and {'preference_accuracy', 'length', 'end_rate', 'kl'} <= set(report) and 'gold' not in report
+    measured = fine('evaluate mine --n 4')                        # knows lab, reference and held-out pairs
+    assert (measured['lab'], measured['model']) == ('pairs', found['model'])
+    for k, e in cli._flat(found['report']).items(): assert cli._flat(measured['report'])[k]['mean'] == pytest.approx(e['mean'], abs=1e-4), k
+    assert len(measured['samples'][0]) == 3 and set(measured['samples'][0]) == {'prompt', 'start', 'policy'}
+    jsonl('fresh.jsonl', hh_rows(7))
+    assert fine('evaluate mine --data fresh.jsonl')['report']['preference_accuracy']['n'] == 7      # all of its rows are held out
+    assert 'preference' in command('evaluate mine --n 4').stdout
+
+def test_lora_is_saved_merged(here):
+    from transformers import AutoModelForCausalLM
+    found = fine(f'train dpo {chat(here)} {hh(here)} --lora --lr 1e-2 --out mine')
+    assert not [f for f in files('mine/policy') if 'adapter' in f]
+    tuned, start = AutoModelForCausalLM.from_pretrained('mine/policy'), AutoModelForCausalLM.from_pretrained(here/'chat')
+    assert set(tuned.state_dict()) == set(start.state_dict())
+    assert any(not a.equal(b) for a, b in zip(tuned.state_dict().values(), start.state_dict().values()))
+    for k, e in cli._flat(fine('evaluate mine --n 4')['report']).items(): assert cli._flat(found['report'])[k]['mean'] == pytest.approx(e['mean'], abs=1e-3), k
+
+@pytest.mark.parametrize('rows', [
+    hh_rows(), [dict(prompt=f'thing {i}?', completion=f'glue {i}') for i in range(40)],
+    [dict(messages=[dict(role='user', content=f'thing {i}?'), dict(role='assistant', content=f'glue {i}')]) for i in range(40)]], ids=['pairs', 'demonstrations', 'messages'])
+def test_sft_reads_demonstrations_and_pairs(here, rows):
+    found = fine(f'train sft {chat(here)} --data {jsonl("d.jsonl", rows)} --out mine')
+    assert ('preference_accuracy' in found['report']) == ('chosen' in rows[0]) and found['report']['length']['n'] <= 4
+    assert fine('evaluate mine --n 4')['report']['length']['mean'] == pytest.approx(found['report']['length']['mean'])
+
+def test_demonstrations_measured_on_pairs(here):
+    demos = jsonl('d.jsonl', [dict(prompt=f'thing {i}?', completion=f'glue {i}') for i in range(10)])
+    assert 'preference_accuracy' in fine(f'train sft {chat(here)} --data {demos} --eval-data {(here/"hh.jsonl.gz").as_posix()}')['report']
+
+def test_helpdesk_on_a_file_of_ones_own(here):
+    from alignlab.helpdesk import make_prompts
+    rows = [dict(prompt=p, chosen='i do not know .', rejected='no .') for p in make_prompts('train', 12)]
+    found = fine(f'train dpo {town(here)} --data {jsonl("p.jsonl", rows)}')
+    assert found['labels'] == 8 and not (Path(found['out'])/'data.jsonl').exists()
+    bad(f'train dpo {town(here)} --data {jsonl("q.jsonl", [dict(rows[0], chosen="gesundheit .")])} --out no', "'gesundheit'", '--lab pairs')
+    assert not Path('no').exists()
+
+def test_budget_full_is_one_epoch():
+    from alignlab.training import budget
+    args = cli._make_args('dpo', dict(seed=0), budget('full'), True, False, 101)
+    assert (args.steps, args.batch_size, args.lr, args.max_length) == (13, 8, 1e-5, 512) and args.micro_batch in (None, 2)
+
+# --- evaluate
+def test_evaluate_agrees_with_train_and_compares(here):
+    found = json.loads((here/'done.json').read_text())
+    measured = fine(f'evaluate {(here/"done").as_posix()} --n 16')
+    for part in ('start', 'report'):
+        for k, e in cli._flat(measured[part]).items(): assert cli._flat(found[part])[k]['mean'] == pytest.approx(e['mean'], abs=1e-5), k
+    plain = fine(f'evaluate {(here/"done"/"policy").as_posix()} --against {(here/"done").as_posix()} --n 4')
+    assert plain['report']['gold'] == plain['against_report']['gold'] and set(plain['samples'][0]) == {'prompt', 'start', 'against', 'policy'}
+
+def test_one_prompt_has_no_interval(here):
+    found = fine(f'evaluate {(here/"town").as_posix()} --model {(here/"town").as_posix()} --n 1')
+    assert found['report']['gold']['low'] is None and found['report']['gold']['n'] == 1
+
+def test_evaluate_refuses(here):
+    done = (here/'done').as_posix()
+    bad('evaluate nowhere', 'nowhere', 'no such folder')
+    Path('empty').mkdir(); bad('evaluate empty', 'neither')
+    Path('begun').mkdir(); Path('begun/run.json').write_text('{}'); bad('evaluate begun', 'not done', '--resume')
+    Path('torn').mkdir(); Path('torn/run.json').write_text('{"a'); bad('evaluate torn', 'damaged')
+    bad(f'evaluate {done} --against nowhere', 'nowhere', 'no such folder')
+    bad(f'evaluate {(here/"chat").as_posix()}', 'different vocabularies')
+    bad(f'evaluate {done} --lab casino', 'casino'); bad(f'evaluate {done} --n 0', '--n'); bad(f'evaluate {done} --data missing.jsonl', '--lab pairs')
+    bad(f'evaluate {(here/"chat").as_posix()} --lab pairs', '--data FILE')
+
+# --- bad input: exit code 2, one line, nothing written
+def wrong_lines(here):
+    "Line, what must be said"
+    row, good = hh_rows(1)[0], hh_rows(40)
+    plain = [dict(prompt=f'q {i}', chosen='a', rejected='b') for i in range(5)]
+    pairs = chat(here) + ' --data '
+    files = dict(torn=jsonl('torn.jsonl', plain[:2]), column=jsonl('column.jsonl', [*plain[:2], dict(prompt='q', chosen='a')]),
+                 type=jsonl('type.jsonl', [*plain[:1], dict(prompt='q', chosen=3, rejected='b')]), many=jsonl('many.jsonl', good[:20] + [dict(row, chosen='')] * 3),
+                 few=jsonl('few.jsonl', good + [dict(row, rejected='\n\nHuman: Else?\n\nAssistant: No.')]))
+    with open('torn.jsonl', 'a') as f: f.write('{"prompt": "q", "chosen"\n')
+    Path('taken').write_text(''); Path('full').mkdir(); Path('full/thesis.txt').write_text('')
+    return [
+        ('train dpo --lab pairs --model x --data missing.jsonl', ['missing.jsonl', 'no such file']),
+        (f'train dpo {pairs}{files["torn"]}', ['torn.jsonl, line 3', 'broken JSON']),
+        (f'train dpo {pairs}{files["column"]}', ['column.jsonl, line 3', "no column 'rejected'"]),
+        (f'train dpo {pairs}{files["type"]}', ['type.jsonl, line 2', "'chosen'", 'int']),
+        (f'train dpo {pairs}{files["many"]}', ['many.jsonl', 'over 5%', 'empty reply']),
+        (f'train dpo {pairs}{files["few"]} --strict', ['few.jsonl', 'strict']),
+        (f'train sft {pairs}{files["torn"]}', ['torn.jsonl, line 3']),
+        ('train dpo --model nobody-knows', ['nobody-knows']),
+        ('train telepathy', ['telepathy', 'sft, dpo']),
+        ('train dpo --beta 0', ['--beta', '> 0']), ('train dpo --beta -1', ['--beta']), ('train dpo --beta nan', ['--beta']), ('train dpo --lr inf', ['--lr']),
+        ('train sft --beta .1', ['--beta', 'sft']), ('train dpo --steps 0', ['--steps']), ('train dpo --batch-size 0', ['--batch-size']),
+        ('train dpo --seed -1', ['--seed']), ('train dpo --max-length 2', ['--max-length']), ('train dpo --n-eval 0', ['--n-eval']),
+        ('train dpo --lab casino', ['casino', 'helpdesk']), ('train dpo --budget huge', ['huge', 'smoke']), ('train dpo --lab pairs', ['--data FILE']),
+        ('train dpo --eval-data x.jsonl', ['--eval-data', 'pairs']),
+        ('train dpo --out taken', ['taken', 'file']), ('train dpo --out taken/deeper', ['taken', 'file']), ('train dpo --out full', ['full', 'not empty']), ('train dpo --out .', ['not empty']),
+        ('train dpo --steps many', ['--steps', 'integer', 'train --help']), ('train dpo --frob 1', ['--frob']), ('train', ['METHOD']), ('evaluate', ['DIR']), ('frobnicate', ['frobnicate']), ('', ['no command', 'train']),
+    ]
+
+def test_bad_input(here):
+    lines = wrong_lines(here)
+    before = files('.')
+    for line, phrases in lines:
+        bad(line, *phrases)
+        assert files('.') == before, line
+    assert not Path('runs').exists()
+    bad('train dpo', 'huge', ALIGNLAB_BUDGET='huge')
+
+def test_a_few_bad_rows_are_dropped_counted_and_listed(here):
+    rows = hh_rows(40); rows.insert(6, dict(rows[0], chosen=''))
+    r = command(f'train dpo {chat(here)} --data {jsonl("p.jsonl", rows)} --json')
+    assert r.exit_code == 0 and json.loads(r.stdout)
+    [note] = [line for line in r.stderr.splitlines() if 'note' in line]
+    assert '1 of 41 rows' in note and 'row 7' in note and 'empty reply' in note and '.py' not in note
+
+def test_what_fails_late_is_undone(here, monkeypatch):
+    from alignlab import dpo
+    def late(self, policy, data): raise ValueError('row 3: bad, mend it')
+    monkeypatch.setattr(dpo.DPOObjective, 'prepare', late)
+    r = command(f'train dpo {town(here)} --out a/b/c')
+    assert r.exit_code == 1 and 'ValueError: row 3' in r.stderr.splitlines()[-1] and not Path('a').exists()
+
+@pytest.mark.parametrize('error, said', [(RuntimeError('CUDA out of memory. Tried'), '--batch-size'), (MemoryError(), '--batch-size'), (ZeroDivisionError('x'), 'ZeroDivisionError: x'),
+                                         (ValueError('a\nlibrary'), 'ValueError: a library'), (FloatingPointError('not finite'), 'not finite')], ids=lambda e: type(e).__name__)
+def test_anything_else_is_exit_code_1(error, said, monkeypatch):
+    def fail(*a): raise error
+    monkeypatch.setattr(cli, '_check_out', fail)
+    bad('train dpo', said, code=1)
+
+def test_traceback_on_request(monkeypatch):
+    def fail(*a): raise ZeroDivisionError
+    monkeypatch.setattr(cli, '_check_out', fail)
+    assert 'Traceback' not in command('train dpo').stderr
+    for r in (command('train dpo --debug'), command('--debug train dpo'), command('train dpo', ALIGNLAB_DEBUG='1')):
+        assert r.exit_code == 1 and 'Traceback' in r.stderr and r.stdout == '' and 'alignlab: ZeroDivisionError' in r.stderr.splitlines()[-1]
+
+def test_ctrl_c_leaves_a_run_that_resumes(here, monkeypatch):
+    from alignlab import dpo
+    line, loss, calls = f'train dpo {town(here)} --steps 5'.replace('--steps 2 ', ''), dpo.DPOObjective.loss, []
+    def pressed(self, *a):
+        calls.append(1)
+        if len(calls) == 2: signal.raise_signal(signal.SIGINT)
+        return loss(self, *a)
+    monkeypatch.setattr(dpo.DPOObjective, 'loss', pressed)
+    r = command(line + ' --out long --json')
+    assert (r.exit_code, r.stdout) == (130, '') and r.stderr.splitlines()[-1].endswith('--out long --json --resume')
+    assert len(Path('long/history.jsonl').read_text().splitlines()) == 2 and not Path('long/policy').exists()
+    bad('evaluate long', 'not done')
+    bad(line + ' --out long', '--resume')
+
+def test_a_resumed_run_ends_as_one_that_was_never_stopped(here, monkeypatch):
+    from alignlab import dpo
+    line, loss, calls = f'train dpo {town(here)} --seed 5', dpo.DPOObjective.loss, []
+    def pressed(self, *a):
+        calls.append(1)
+        if len(calls) == 1: signal.raise_signal(signal.SIGINT)
+        return loss(self, *a)
+    whole = fine(line)
+    assert whole['out'] == 'runs/train/dpo-helpdesk-5'
+    with monkeypatch.context() as m:
+        m.setattr(dpo.DPOObjective, 'loss', pressed)
+        assert command(line + ' --out parts').exit_code == 130
+    parts = fine(line + ' --out parts --resume')
+    assert files('runs/train/dpo-helpdesk-5/policy') == files('parts/policy') and whole['report'] == parts['report']
+
+# --- doctor, help, streams
+def test_doctor():
+    found = fine('doctor')
+    assert {'device', 'threads', 'cores', 'memory_gib', 'budget', 'out', 'checkpoints', 'smollm2_cached', 'network', 'versions', 'problems'} <= set(found)
+    assert found['budget'] == 'smoke' and found['problems'] == [] and {'python', 'torch', 'transformers'} <= set(found['versions'])
+    r = command('doctor', ALIGNLAB_BUDGET='huge')
+    assert r.exit_code == 1 and 'huge' in r.stdout
+
+def test_help_loads_nothing_heavy_and_version():
+    code = ('import sys\nfrom alignlab.__main__ import main\n'
+            'for words in (["--help"], ["train", "--help"], ["--version"]):\n    sys.argv[1:] = words\n    try: main()\n    except SystemExit as e: assert not e.code\n'
+            'heavy = {"torch", "transformers", "datasets", "accelerate", "peft", "matplotlib", "numpy"} & set(sys.modules)\nassert not heavy, heavy')
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    from alignlab import __version__
+    assert '--n-eval' in r.stdout and 'Exit codes' in r.stdout and r.stdout.rstrip().endswith(__version__)
+
+def test_stdout_is_pure_in_a_process_of_its_own(here, tmp_path):
+    "Even where a library prints while it is imported or used"
+    (tmp_path/'sitecustomize.py').write_text('import atexit')
+    line = [sys.executable, '-m', 'alignlab', 'train', 'sft', *shlex.split(town(here)), '--out', 'x', '--json']
+    r = subprocess.run(line, capture_output=True, text=True, env={**os.environ, 'PYTHONWARNINGS': 'default'}, stdin=subprocess.DEVNULL)
+    assert r.returncode == 0, r.stderr
+    assert json.loads(r.stdout)['out'] == 'x' and r.stdout.startswith('{') and r.stdout.rstrip().endswith('}')
+
+def test_prints_of_libraries_do_not_reach_stdout(here, monkeypatch):
+    from alignlab import labs
+    evaluate = labs.evaluate
+    def noisy(*a, **k): print('Welcome!'); return evaluate(*a, **k)
+    monkeypatch.setattr(labs, 'evaluate', noisy)
+    r = command(f'train sft {town(here)} --json')
+    assert r.exit_code == 0 and json.loads(r.stdout) and 'Welcome!' in r.stderr
+
+def test_every_method_of_the_table_is_there():
+    from importlib import import_module
+    from alignlab.training import FitArgs
+    for m in cli.METHODS.values():
+        module = import_module(m.module)
+        assert callable(getattr(module, m.train)) and issubclass(getattr(module, m.args), FitArgs) and m.data in ('preferences', 'demonstrations')
+
+def test_entry_point():
+    import tomllib
+    assert tomllib.loads((ROOT/'pyproject.toml').read_text())['project']['scripts']['alignlab'] == 'alignlab.__main__:main'
