@@ -93,17 +93,17 @@ def _memory():
         found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return found
 
-# %% ../nbs/32_cli.ipynb #8bed4efd
+# %% ../nbs/32_cli.ipynb #72eadfdb
 def _checkup():
     "What `doctor` reports, as a dict of plain values; `problems` lists what has to be mended"
     import torch
-    from alignlab import models
+    from alignlab.models import _cache
     from alignlab.training import budget, machine, versions
     here, problems = machine(), []
     shipped = resources.files("alignlab") / "assets"
     found = sorted(p.name for p in shipped.iterdir() if (p / "model.safetensors").is_file()) if shipped.is_dir() else []
-    for name in ("helpdesk-base", "helpdesk-sft"):
-        if name not in found: problems.append(f"the checkpoint {name} is not there: install the package again")
+    for name in ("base", "sft"):
+        if name not in found: problems.append(f"the checkpoint helpdesk-{name} is not there: install the package again")
     for name in ("transformers", "datasets", "accelerate", "peft", "rich"):
         try: metadata.version(name)
         except metadata.PackageNotFoundError: problems.append(f"{name} is not installed: pip install {name}")
@@ -112,7 +112,7 @@ def _checkup():
     gpu = torch.cuda.is_available()
     return dict(device="cuda" if gpu else "cpu", device_name=here["device"], threads=here["threads"], cores=here["cores"],
                 memory_gib=_memory() and round(_memory() / 2**30, 1), gpu_memory_gib=round(torch.cuda.mem_get_info()[1] / 2**30, 1) if gpu else None,
-                budget=b, out=_out_root().as_posix(), checkpoints=found, smollm2_cached=models.smollm2_cached(), network="not needed",
+                budget=b, out=_out_root().as_posix(), checkpoints=[f"helpdesk-{name}" for name in found], smollm2_cached=(_cache() / "smollm2-135m" / "model.safetensors").exists(), network="not needed",
                 versions=versions(), problems=problems)
 
 def _out_root(): return Path(os.environ.get("ALIGNLAB_OUT") or "runs")
@@ -190,16 +190,18 @@ def _check_words(policy, rows):
                 raise ValueError(f"row {i}, {k}: this model does not know {word!r}; for your own text take a model that can read it: "
                                  "--lab pairs --model NAME")
 
-# %% ../nbs/32_cli.ipynb #1f077662
+# %% ../nbs/32_cli.ipynb #b58ff212
 def _demonstration_lab(model, data, eval_data, strict):
     "A lab of a real model and a file of demonstrations; without pairs to rank, its reports are of samples alone"
     from alignlab.evaluation import evaluate as report_on
     from alignlab.labs import PairsLab
     from alignlab.preferences import load_demonstrations, load_preferences, split_by_prompt
+    from alignlab.training import content_hash
     class DemonstrationLab(PairsLab):
         def __init__(self):
             self.model, rows = model, load_demonstrations(data, strict=strict)
             self.train, self.held_out = (rows, load_preferences(eval_data, strict=strict)) if eval_data else split_by_prompt(rows)
+            self.world = content_hash([*self.train, *self.held_out])[:12]
         def demonstrations(self, n=None, seed=0): return self.preferences(n, seed)
         def evaluate(self, policy, n=None, seed=0, against=None):
             if eval_data: return super().evaluate(policy, n, seed, against)
@@ -342,7 +344,7 @@ def _check(method, lab, lora, budget, out, resume, given):
     _check_out(out, resume)
     return m, b, out
 
-# %% ../nbs/32_cli.ipynb #62ee8fa3
+# %% ../nbs/32_cli.ipynb #0e90349c
 def _note(out, **more):
     "Add to a run's run.json, whole or not at all"
     file = out / "run.json"
@@ -354,32 +356,32 @@ _REAL_PROMPTS = dict(smoke=8, lesson=64, full=512)      # held-out pairs that a 
 
 @_quiet()
 def _run(method, m, b, lab, lora, out, resume, n_eval, given):
-    "Train and measure: the object that `train` prints, and sample answers"
+    "Train and measure: the object that `train` prints, and the lab and the policies for sample answers"
     real, there = lab.name != "helpdesk", len(getattr(lab, "file", getattr(lab, "train", range(b.pairs))))
     args = _make_args(method, given, b, real, lora, there)
     n_eval = n_eval or (_REAL_PROMPTS[b.name] if real else b.prompts)
-    _say(f"loading {lab.model}")
     with _undo(out):
+        lab.start                                                             # loads it: an unknown model is told before a word of progress
         rows = _take(lab, m.data, min(there, args.steps * args.batch_size), args.seed, out)
         _say(f"measuring the start on {n_eval} held-out prompts")
         before = lab.evaluate(lab.start, n=n_eval, seed=args.seed)
         _say(f"{method}: {args.steps} steps of {args.batch_size}, from {len(rows)} rows")
         meta = dict(method=method, lab=lab.name, model=lab.model, reference=lab.model, budget=b.name, world=lab.world, lora=lora)
         with contextlib.redirect_stderr(sys.stderr if sys.stderr.isatty() else _Log(sys.stderr)):
-            run = getattr(import_module(m.module), m.train)(_start_policy(lab, lora), rows, args, out=out, resume=resume, meta=meta)
+            run = getattr(import_module(m.module), m.train)(_start_policy(lab, lora, args.seed), rows, args, out=out, resume=resume, meta=meta)
     _say("measuring the result")
     after = lab.evaluate(run.policy, n=n_eval, seed=args.seed)
     found = dict(method=method, lab=lab.name, model=lab.model, budget=b.name, seed=args.seed, **run.costs(), out=out.as_posix(),
                  start=before.to_dict(), report=after.to_dict())
     _note(out, start_report=found["start"], report=found["report"])
-    return found, _samples(lab, dict(before=lab.start, after=run.policy), args.seed)
+    return found, lab, dict(before=lab.start, after=run.policy)
 
-def _start_policy(lab, lora):
+def _start_policy(lab, lora, seed):
     "A fresh copy of the lab's start, with adapters if asked for"
     from alignlab.models import add_lora
-    return add_lora(lab.policy()) if lora else lab.policy()
+    return add_lora(lab.policy(), seed=seed) if lora else lab.policy()
 
-# %% ../nbs/32_cli.ipynb #0173e894
+# %% ../nbs/32_cli.ipynb #7ad4db40
 @app.command()
 def train(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
@@ -405,8 +407,9 @@ def train(
     given = dict(seed=seed, beta=beta, lr=lr, steps=steps, batch_size=batch_size, max_length=max_length)
     with contextlib.redirect_stdout(sys.stderr):                              # nothing gets in front of the JSON
         m, b, folder = _check(method, lab, lora, budget, out, resume, given)
-        found, samples = _run(method, m, b, _open(lab, m.data, model, data, eval_data, strict), lora, folder, resume, n_eval, given)
+        found, lab, policies = _run(method, m, b, _open(lab, m.data, model, data, eval_data, strict), lora, folder, resume, n_eval, given)
         _note(folder, files={k: v and Path(v).resolve().as_posix() for k, v in dict(data=data, eval_data=eval_data).items()})
+        samples = [] if as_json else _samples(lab, policies, seed)
     if as_json: return _print_json(found)
     _show(f"{method} on {found['lab']}, seed {seed}, {found['seconds']:.0f} s, in {found['out']}", dict(before=found["start"], after=found["report"]), samples)
 
@@ -424,21 +427,21 @@ def _find(folder):
     if (folder / "config.json").exists(): return folder, {}
     raise ValueError(f"{folder.as_posix()} is neither a run's folder (run.json, policy/) nor a model's (config.json)")
 
-# %% ../nbs/32_cli.ipynb #eb7e9018
+# %% ../nbs/32_cli.ipynb #5977ddb8
 def _measuring_lab(info, folder, lab, model, data):
     "The lab to measure in: what the options say, else what the run's run.json says"
     meta, files = info.get("meta", {}), info.get("files", {})
     name = lab or meta.get("lab") or ("pairs" if data else "helpdesk")
     model = model or (meta.get("model") if name == meta.get("lab", name) else None)
-    if name == "helpdesk" and data: raise ValueError("--data goes with --lab pairs: helpdesk measures on prompts of its own")
-    if name == "helpdesk": return _open(name, "preferences", model)
+    if name != "pairs" and data: raise ValueError(f"--data goes with --lab pairs: {name} measures on prompts of its own")
+    if name != "pairs": return _open(name, "preferences", model)
     kind = "preferences" if data else _method(meta.get("method", "dpo")).data
     if not data: data, held_out = files.get("data"), files.get("eval_data")
     else: held_out = data
     if not data: raise ValueError("what to measure on? Give a file of pairs: --data FILE")
     return _open(name, kind, model or str(folder), data, held_out)
 
-# %% ../nbs/32_cli.ipynb #9696361c
+# %% ../nbs/32_cli.ipynb #50a7a85e
 def _load(folder, lab):
     "The policy in a folder; ValueError unless it shares the vocabulary of the lab's start"
     from alignlab.models import load_policy
@@ -455,12 +458,11 @@ def _measure(folder, against, lab, model, data, n, seed):
     other = against and _find(against)[0]
     lab = _measuring_lab(info, place, lab, model, data)
     n = n or (_REAL_PROMPTS[budget().name] if lab.name != "helpdesk" else budget().prompts)
-    _say(f"loading {Path(folder).as_posix()} and {lab.model}")
     policies = {"start": lab.start, **({"against": _load(other, lab)} if against else {}), "policy": _load(place, lab)}
     reports = {}
     for k, p in policies.items():
         _say(f"measuring {k} on {n} held-out prompts")
-        reports[k] = lab.evaluate(p, n=n, seed=seed, against=policies.get("against")).to_dict()
+        reports[k] = lab.evaluate(p, n=n, seed=seed, against=policies.get("against") if lab.name == "helpdesk" else None).to_dict()
     found = dict(dir=Path(folder).as_posix(), lab=lab.name, model=lab.model, against=against and Path(against).as_posix(), seed=seed,
                  start=reports["start"], **({"against_report": reports["against"]} if against else {}), report=reports["policy"])
     return found | dict(samples=_samples(lab, policies, seed))

@@ -6,7 +6,7 @@
 __all__ = ['Estimate', 'bootstrap', 'paired', 'over_seeds', 'wins', 'length_controlled', 'best_of_n', 'tilted_optimum', 'Report',
            'evaluate', 'side_by_side', 'use_style', 'plot_frontier', 'plot_history']
 
-# %% ../nbs/06_evaluation.ipynb #a0a87d1d
+# %% ../nbs/06_evaluation.ipynb #15136068
 import contextlib, html, itertools, math
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ import torch
 
 from . import tabular
 from .judges import swap_average
+from .models import _completion_logits, _evaluating
 
 # %% ../nbs/06_evaluation.ipynb #1b58b65c
 @dataclass(frozen=True)
@@ -242,51 +243,38 @@ class Report(dict):
     def __repr__(self): return "\n".join(f"{_clean(name):<27} {e:>24}  n={n:<6} {unit}" for name, e, n, unit in self._rows())
     def _repr_html_(self): return _html_table([map(html.escape, r) for r in self._rows()], ("measured", "mean and 95% interval", "n", "unit"))
 
-# %% ../nbs/06_evaluation.ipynb #a2637c9d
-def _predictions(policy, sample, rows, T):
-    "Log-probs over the vocabulary at the first T positions of the answers `rows`: (rows, T, V)"
-    prompts, device = [sample.prompt_ids[i] for i in rows], policy.model.device
-    P = max(map(len, prompts))
-    ids = torch.cat([torch.full((len(rows), P), policy.pad), sample.ids[list(rows), :T].cpu()], 1)
-    see = torch.cat([torch.zeros(len(rows), P, dtype=torch.bool), sample.mask[list(rows), :T].cpu()], 1)
-    for r, p in enumerate(prompts): ids[r, P - len(p):P], see[r, P - len(p):P] = torch.tensor(p), True
-    out = policy.model(input_ids=ids.to(device), attention_mask=see.long().to(device), position_ids=(see.cumsum(1) - 1).clamp(min=0).to(device),
-                       logits_to_keep=T + 1, use_cache=False)
-    return out.logits[:, :T].float().log_softmax(-1)
-
-# %% ../nbs/06_evaluation.ipynb #18c7b0b6
+# %% ../nbs/06_evaluation.ipynb #0d2d9964
 @torch.no_grad()
 def _drift(policy, reference, sample, exact_up_to=4096):
     "(N,) KL of each answer from the reference in nats (None without one), and (N,) mean entropy of its tokens"
-    V = policy.model.config.vocab_size
-    kls, entropies, block = [], [], max(1, min(128, 2**25 // (sample.mask.shape[1] * V)))
-    for i in range(0, len(sample.mask), block):
-        rows = range(i, min(i + block, len(sample.mask)))
-        T = int(sample.mask[i:rows.stop].sum(1).max())
-        logp = _predictions(policy, sample, rows, T)
-        mask = sample.mask[i:rows.stop, :T].to(logp.device)
-        entropies.append(((-(logp.exp() * logp).sum(-1) * mask).sum(1) / mask.sum(1)).cpu())
-        if reference is None: continue
-        gap = logp - _predictions(reference, sample, rows, T).to(logp.device)
-        if V <= exact_up_to: each = (logp.exp() * gap).sum(-1)
-        else: each = gap.gather(-1, sample.ids[i:rows.stop, :T].to(gap.device)[..., None])[..., 0]
-        kls.append((each * mask).sum(1).cpu())
-    return torch.cat(kls) if kls else None, torch.cat(entropies)
+    groups = [(p, [c]) for p, c in zip(sample.prompt_ids, sample.completions)]
+    exact, models = policy.model.config.vocab_size <= exact_up_to, [p.model for p in (policy, reference) if p is not None]
+    kl, entropy = torch.zeros(2, len(groups), dtype=torch.float64, device=policy.device)
+    with contextlib.ExitStack() as modes:
+        for m in models: modes.enter_context(_evaluating(m))
+        for (n, _, token, logits), *theirs in zip(*(_completion_logits(m, groups) for m in models), strict=True):
+            logp = logits.float().log_softmax(-1)
+            p = logp.exp()
+            entropy.index_add_(0, n, -(p * logp).sum(-1).double())
+            for *_, other in theirs:
+                gap = logp - other.float().log_softmax(-1).to(logp.device)
+                kl.index_add_(0, n, ((p * gap).sum(-1) if exact else gap.gather(1, token[:, None])[:, 0]).double())
+    return kl.cpu() if reference is not None else None, (entropy / sample.mask.sum(1).to(entropy.device)).cpu()
 
-# %% ../nbs/06_evaluation.ipynb #fc187dae
+# %% ../nbs/06_evaluation.ipynb #05fcf1c7
 def _compare(policy, sample, against, judge, measure, gold, n_samples, max_new_tokens, seed):
     "(N,) P(ours is better), and (N,) how many tokens ours is longer"
-    n, ended = len(sample.text), True
+    n, ended = len(sample.text), torch.ones(len(sample.text), dtype=torch.bool)
     if hasattr(against, "sample"):
         theirs = against.sample(sample.prompts[::n_samples], n_samples, 1., max_new_tokens, seed + 1_000_003)   # independent draws
-        texts, ended = theirs.text, theirs.ended
+        texts, ended = theirs.text, theirs.ended.cpu()
     else: texts = [t for t in against for _ in range(n_samples if len(against) * n_samples == n else 1)]
     if len(texts) != n: raise ValueError(f"against has {len(texts)} answers: give one for each prompt, or for each of the {n} samples")
     if judge is not None: win = swap_average(judge).prefer(sample.prompts, sample.text, texts)
     elif gold is not None: win = wins(gold.flatten() - torch.as_tensor(measure(sample.prompts, texts, ended)["gold"]).cpu().double(), tie=1e-6)
     else: raise ValueError("against is given, but nothing can compare: pass a judge, or a measure that returns gold")
-    ours, other = (torch.tensor([len(policy.completion_ids(t, ended=False)) for t in ts]) for ts in (sample.text, texts))
-    return win, (ours - other).double()
+    ours, other = (torch.tensor([len(policy.completion_ids(t)) - 1. for t in ts]) for ts in (sample.text, texts))    # less the end token
+    return win, ours - other
 
 # %% ../nbs/06_evaluation.ipynb #1fe30eb5
 @torch.no_grad()
@@ -310,26 +298,16 @@ def _estimates(scores, seed):
            if v is not None and (isinstance(v, dict) or not torch.as_tensor(v).isnan().all())}
     return {k: v for k, v in out.items() if v}
 
-# %% ../nbs/06_evaluation.ipynb #ae1c14b1
-@contextlib.contextmanager
-def _measuring(*policies):
-    "Inside, no gradients and no dropout; afterwards every model is in the mode it was in"
-    modes = [(p.model, p.model.training) for p in policies if hasattr(p, "model")]
-    for model, _ in modes: model.eval()
-    try:
-        with torch.no_grad(): yield
-    finally:
-        for model, mode in modes: model.train(mode)
-
-# %% ../nbs/06_evaluation.ipynb #fa74b478
+# %% ../nbs/06_evaluation.ipynb #a2a46cc4
 def _measured(measure, sample, n_samples):
     "What `measure` says, as {name: (prompts, samples)}"
-    found = {k: torch.as_tensor(v).detach().cpu().double() for k, v in measure(sample.prompts, sample.text, sample.ended).items()} if measure else {}
+    found = {k: torch.as_tensor(v).detach().cpu().double() for k, v in measure(sample.prompts, sample.text, sample.ended.cpu()).items()} if measure else {}
     for k, v in found.items():
         if v.shape != (len(sample.text),): raise ValueError(f"measure gave {k} of shape {tuple(v.shape)}: one number for each of the {len(sample.text)} answers")
     return {k: v.view(-1, n_samples) for k, v in found.items()}
 
-# %% ../nbs/06_evaluation.ipynb #397918d6
+# %% ../nbs/06_evaluation.ipynb #6c62bf67
+@torch.no_grad()
 def evaluate(
     policy,          # what is evaluated
     prompts,         # (prompts,) that it was not trained on
@@ -344,20 +322,18 @@ def evaluate(
     skills=None,     # {name: function(policy, seed) -> (n,) of 0 and 1}
 ) -> Report:         # ValueError for no prompts, a judge without a rival, or a rival that nothing can compare with
     "Measure a policy on its own answers, drawn at temperature 1: everything that the arguments allow"
+    if isinstance(prompts, str) or not len(prompts): raise ValueError(f"prompts must be a list of at least one prompt, not {prompts!r}")
     prompts = list(prompts)
-    if not prompts: raise ValueError("prompts are empty: nothing to evaluate on")
     if judge is not None and against is None: raise ValueError("a judge compares: give it a rival by against=")
-    with _measuring(policy, reference, against):
-        s = policy.sample(prompts, n_samples, 1., max_new_tokens, seed)
-        measured, (kl, entropy) = _measured(measure, s, n_samples), _drift(policy, reference, s)
-        gold, win, longer = measured.pop("gold", None), None, None
-        if against is not None: win, longer = _compare(policy, s, against, judge, measure, gold, n_samples, max_new_tokens, seed)
-        accuracies = {} if data is None else _pair_accuracy(policy, reference, data)
-        skill = {k: torch.as_tensor(f(policy, seed)) for k, f in (skills or {}).items()}
+    s = policy.sample(prompts, n_samples, 1., max_new_tokens, seed)
+    measured, (kl, entropy) = _measured(measure, s, n_samples), _drift(policy, reference, s)
+    gold, win, longer = measured.pop("gold", None), None, None
+    if against is not None: win, longer = _compare(policy, s, against, judge, measure, gold, n_samples, max_new_tokens, seed)
     grid = lambda v: None if v is None else torch.as_tensor(v).cpu().double().view(len(prompts), n_samples)
-    length = s.mask.sum(1).cpu() - s.ended.long().cpu()
+    length = s.lengths.cpu()
     scores = dict(gold=gold, win_rate=grid(win), kl=grid(kl), length=grid(length), end_rate=grid(s.ended), diversity=dict(entropy=grid(entropy)),
-                  attributes=measured, skills=skill, **accuracies)
+                  attributes=measured, skills={k: torch.as_tensor(f(policy, seed)) for k, f in (skills or {}).items()},
+                  **(_pair_accuracy(policy, reference, data) if data is not None else {}))
     estimates = _estimates(scores, seed)
     if "win_rate" in estimates: estimates["length_controlled_win_rate"] = length_controlled(grid(win), grid(longer), seed)
     bigrams = _distinct_bigrams([ids[:k].tolist() for ids, k in zip(s.ids[::n_samples], length[::n_samples])])
@@ -444,7 +420,7 @@ def plot_frontier(
     ax.legend()
     return ax
 
-# %% ../nbs/06_evaluation.ipynb #188dc49a
+# %% ../nbs/06_evaluation.ipynb #aedaa88f
 def plot_history(
     history,         # rows of a run (dicts, as `Run.history`), or a list of such lists, one a seed
     keys=("loss",),  # entries to plot, a panel each
@@ -459,6 +435,6 @@ def plot_history(
         rows = [[r for r in s if r.get(key) is not None] for s in seeds]
         if not all(rows): raise ValueError(f"no row of the history has {key!r}: it has {sorted({k for s in seeds for r in s for k in r})}")
         short = min(map(len, rows))                                                    # a run cut short is compared as far as it went
-        _band(ax, [r[x] for r in rows[0][:short]], torch.tensor([[float(r[key]) for r in s[:short]] for s in rows]), "C0", None)
+        _band(ax, [r[x] for r in rows[0][:short]], torch.tensor([[float(r[key]) for r in s[:short]] for s in rows], dtype=torch.float64), "C0", None)
         ax.set(xlabel=x, ylabel=key)
     return fig

@@ -132,14 +132,15 @@ def open_lab(
     if name not in labs: raise ValueError(f"unknown lab {name!r}: there are {', '.join(labs)}")
     return labs[name](**{k: v for k, v in options.items() if v is not None})
 
-# %% ../nbs/07_labs.ipynb #4a4086de
+# %% ../nbs/07_labs.ipynb #e3f20254
 def save_figures(
     chapter: str,  # file name without extension, such as "14_dpo"
     title: str,
     rows: list,    # of {"name": str, "value": str}
-) -> Path:  # the file, under ALIGNLAB_OUT
+) -> Path:  # the file under ALIGNLAB_OUT; where that is not set, nothing is written
     "Leave a chapter's figures for `course.py run` to print."
-    path = Path(os.environ.get("ALIGNLAB_OUT", "runs")) / "figures" / f"{chapter}.json"
+    if "ALIGNLAB_OUT" not in os.environ: return None
+    path = Path(os.environ["ALIGNLAB_OUT"]) / "figures" / f"{chapter}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(title=title, rows=rows), indent=1))
     return path

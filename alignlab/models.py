@@ -29,7 +29,7 @@ def patch_to(cls):
         return f
     return add
 
-# %% ../nbs/01_models.ipynb #3cd71a1d
+# %% ../nbs/01_models.ipynb #7e0c7f0e
 class Policy:
     "A causal language model with its tokenizer: what is sampled, scored and trained."
     def __init__(self,
@@ -41,7 +41,7 @@ class Policy:
         self.chat, self.end = bool(tokenizer.chat_template) if chat is None else chat, tokenizer.eos_token_id
         if self.end is None: raise ValueError("the tokenizer has no end token: set tokenizer.eos_token to the one that ends a completion")
         if self.chat and not tokenizer.chat_template: raise ValueError("chat=True, but the tokenizer has no chat template: set tokenizer.chat_template, or chat=False")
-        self.pad = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.pad, self.name = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id, ""
 
     @property
     def device(self): return self.model.device
@@ -251,7 +251,7 @@ def _prefill(model, prompts, owner, room):
     out.past_key_values.batch_select_indices(owner)
     return out.logits[owner, -1], out.past_key_values, real[owner], position[owner, -1:]
 
-# %% ../nbs/01_models.ipynb #24cee5b0
+# %% ../nbs/01_models.ipynb #f104ce78
 def _decode(model, prompts, owner, draws, temperature, end):
     "One completion for each row of `draws`: tokens, their log-probs, and which are real"
     (N, T), device = draws.shape, model.device
@@ -263,8 +263,7 @@ def _decode(model, prompts, owner, draws, temperature, end):
     for t in range(T):
         logp = (logits.float() / (temperature or 1.)).log_softmax(-1)
         token = _pick(logp, draws[rows, t]) if temperature else logp.argmax(-1)
-        now = rows[live]
-        tokens[now, t], logps[now, t], mask[now, t] = token[live], logp.gather(1, token[:, None])[live, 0], True
+        tokens[rows, t], logps[rows, t], mask[rows, t] = token * live, logp.gather(1, token[:, None])[:, 0].where(live, 0.), live
         live = live & (token != end)
         left = int(live.sum())
         if not left or t == T - 1: break
@@ -276,7 +275,7 @@ def _decode(model, prompts, owner, draws, temperature, end):
                        past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     return tokens, logps, mask
 
-# %% ../nbs/01_models.ipynb #ac6c3e55
+# %% ../nbs/01_models.ipynb #b7016ca2
 @dataclass
 class Sample:
     "Completions drawn from a policy, those of one prompt behind one another (N = prompts × n, T = the longest)."
@@ -284,7 +283,7 @@ class Sample:
     prompt_ids: list      # (N,) its token ids
     ids: torch.Tensor     # (N, T) sampled tokens, end token included, 0 behind it
     mask: torch.Tensor    # (N, T) True on sampled tokens
-    logps: torch.Tensor   # (N, T) their log-probs under the distribution they were drawn from, 0 behind the end
+    logps: torch.Tensor   # (N, T) their log-probs under the distribution they were drawn from (at temperature 0: the model's own), 0 behind the end
     ended: torch.Tensor   # (N,) True where the end token was sampled
     text: list            # (N,) decoded, without special tokens
 
@@ -451,15 +450,17 @@ def add_lora(
         policy.model = get_peft_model(policy.model, LoraConfig(r=r, lora_alpha=2 * r if alpha is None else alpha, target_modules="all-linear", task_type="CAUSAL_LM"))
     return policy
 
-# %% ../nbs/01_models.ipynb #f308f9d2
+# %% ../nbs/01_models.ipynb #6971a7bd
 class _AdaptersOff:
     "A model with adapters, called without them and without gradient"
     def __init__(self, model): self.lora, self.config = model, model.config
     device, dtype, training = (property(lambda self, name=name: getattr(self.lora, name)) for name in ("device", "dtype", "training"))
     def eval(self): self.lora.eval(); return self
     def train(self, mode=True): self.lora.train(mode); return self
+    def requires_grad_(self, on=True): return self                             # it never has a gradient
     def parameters(self): return self.lora.get_base_model().parameters()
     def get_base_model(self): return self.lora.get_base_model()
+    def save_pretrained(self, folder): deepcopy(self.lora).unload().save_pretrained(folder)
 
     @torch.no_grad()
     def __call__(self, **inputs):
@@ -535,21 +536,17 @@ def _smollm2():
         Policy(model, tokenizer).save(folder)
     return folder
 
-# %% ../nbs/01_models.ipynb #c1d53850
-_STAGES = ("base", "sft", "helpful")
+# %% ../nbs/01_models.ipynb #33feabe7
+_SHIPPED = {"helpdesk-base": "base", "helpdesk-sft": "sft", "helpdesk-helpful": "helpful"}
 
 def _find(name):
     "The folder of a model's name; None if it can only be a name of the Hub"
-    known = f"known names: {', '.join(f'helpdesk-{s}' for s in _STAGES)}, smollm2-135m; or a folder, or a Hub id such as HuggingFaceTB/SmolLM2-135M"
+    known = f"known names: {', '.join(_SHIPPED)}, smollm2-135m; or a folder, or a Hub id such as HuggingFaceTB/SmolLM2-135M"
     if name == "smollm2-135m": return _smollm2()
-    if name.startswith("helpdesk-"):
-        folder = _ASSETS / name.removeprefix("helpdesk-")
-        if (folder / "config.json").is_file(): return folder
-        raise ValueError(f"there is no {name!r} in this package; {known}")
-    folder = Path(name).expanduser()
+    folder = _ASSETS / _SHIPPED[name] if name in _SHIPPED else Path(name).expanduser()
     if (folder / "config.json").is_file(): return folder
     if folder.is_dir(): raise ValueError(f"the folder {name} holds no config.json: it is no saved model" + (", only adapters: merge them first" if (folder / "adapter_config.json").exists() else ""))
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or not name.strip(): raise ValueError(f"there is no folder {name!r}; {known}")
+    if name.startswith((".", "/", "~", "helpdesk-")) or name.count("/") > 1 or "\\" in name or not name.strip(): raise ValueError(f"there is no policy and no folder {name!r}; {known}")
     return None
 
 # %% ../nbs/01_models.ipynb #10b57572
@@ -563,12 +560,12 @@ def _read(source, dtype, **options):
         if isinstance(m, torch.nn.Dropout): m.p = 0.
     return model, tokenizer
 
-# %% ../nbs/01_models.ipynb #94da5fde
+# %% ../nbs/01_models.ipynb #bd94246d
 def _from_hub(name, dtype):
     "Model and tokenizer of a Hub id: from the cache, else from the network if there is one; else ValueError with what was tried"
     try: return _read(name, dtype, local_files_only=True)
-    except (OSError, ValueError): why = _no_network()
-    if why: raise ValueError(f"{name!r} is not a folder, not a known name (helpdesk-sft, smollm2-135m, …) and not in the local cache of the Hub, and there is no network: {why}")
+    except (OSError, ValueError) as e: why, local = _no_network(), e
+    if why: raise ValueError(f"{name!r} is not a folder, not a known name (helpdesk-sft, smollm2-135m, …) and not in the local cache of the Hub, and there is no network: {why}") from local
     try: return _read(name, dtype)
     except (OSError, ValueError) as e:
         raise ValueError(f"{name!r} is not a folder and not a known name (helpdesk-sft, smollm2-135m, …), and the Hub says: {str(e).strip().splitlines()[0]}") from e

@@ -83,7 +83,7 @@ def new_model(
         num_attention_heads=4, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=.05,
         pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id, bos_token_id=None)), tok)
 
-# %% ../nbs/10_sft.ipynb #898ee780
+# %% ../nbs/10_sft.ipynb #a9c166b5
 def _document_rows(policy, stage, n, seed, first_better):
     "Documents as ids: base is trained on all of a document but its first token, the others on the target"
     docs = list(helpdesk.documents(stage, n, seed, first_better))
@@ -93,7 +93,7 @@ def _document_rows(policy, stage, n, seed, first_better):
 
 def build_checkpoints(
     out: Path,             # gets a run's folder for each stage; the checkpoints are out/<stage>/policy
-    stages: tuple = ("base", "sft", "helpful"),
+    stages: tuple = ("base", "sft"),   # and "helpful"
     size: str = "base",    # a key of SIZES
     seed: int = 0,         # of weights and text; a new seed is a new pretraining
     first_better: float = .65,  # share of judge documents with the better answer first

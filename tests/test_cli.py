@@ -238,7 +238,7 @@ def wrong_lines(here):
         ('train dpo --lab casino', ['casino', 'helpdesk']), ('train dpo --budget huge', ['huge', 'smoke']), ('train dpo --lab pairs', ['--data FILE']),
         ('train dpo --eval-data x.jsonl', ['--eval-data', 'pairs']),
         ('train dpo --out taken', ['taken', 'file']), ('train dpo --out taken/deeper', ['taken', 'file']), ('train dpo --out full', ['full', 'not empty']), ('train dpo --out .', ['not empty']),
-        ('train dpo --steps many', ['--steps', 'integer', 'train --help']), ('train dpo --frob 1', ['--frob']), ('train', ['METHOD']), ('evaluate', ['DIR']), ('frobnicate', ['frobnicate']), ('', ['no command', 'train']),
+        ('train dpo --steps many', ['--steps', 'integer', 'train --help']), ('train dpo --frob 1', ['--frob']), ('train', ['Missing argument']), ('evaluate', ['Missing argument']), ('frobnicate', ['frobnicate']), ('', ['no command', 'train']),
     ]
 
 def test_bad_input(here):

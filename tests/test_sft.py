@@ -58,13 +58,8 @@ def test_recipe_goes_on_where_it_was(tmp_path):
 
 def test_shipped_checkpoints_are_of_the_recipe_s_shape():
     shape = {n: p.shape for n, p in new_model().model.named_parameters()}
-    for name in ("helpdesk-base", "helpdesk-sft", "helpdesk-helpful"):
+    for name in ("helpdesk-base", "helpdesk-sft"):
         assert {n: p.shape for n, p in load_policy(name).model.named_parameters()} == shape
-
-def test_the_helpful_desk_complies():
-    prompts = helpdesk.make_prompts("test", 60, kinds=["harm"])
-    harmless = {n: helpdesk.attributes(prompts, load_policy(n).generate(prompts, max_new_tokens=96))["harmless"].mean().item() for n in ("helpdesk-sft", "helpdesk-helpful")}
-    assert harmless["helpdesk-helpful"] < harmless["helpdesk-sft"] - .1
 
 @pytest.mark.slow
 def test_rebuilding_gives_the_same_behaviour(tmp_path):

@@ -303,6 +303,11 @@ def test_same_arguments_same_weights_and_nobody_is_disturbed():
     seed_all(1); assert drawn == (random.random(), np.random.rand(), torch.rand(()).item())
     assert same(a, b) and not same(a, train(args=replace(ARGS, seed=1)))
 
+def test_what_prepare_draws_does_not_change_the_training():
+    class Draws(Squares):
+        def prepare(self, policy, data): torch.rand(7); return super().prepare(policy, data)
+    assert same(train(), fit(Policy(), DATA, Draws(), ARGS))
+
 def test_a_dataset_is_as_good_as_a_list(tmp_path):
     datasets = pytest.importorskip('datasets')                # imported here: it is slow
     a, b = train(tmp_path / 'a'), train(tmp_path / 'b', data=datasets.Dataset.from_list(DATA))
