@@ -344,7 +344,7 @@ def _check(method, lab, lora, budget, out, resume, given):
     _check_out(out, resume)
     return m, b, out
 
-# %% ../nbs/32_cli.ipynb #0e90349c
+# %% ../nbs/32_cli.ipynb #90bcef29
 def _note(out, **more):
     "Add to a run's run.json, whole or not at all"
     file = out / "run.json"
@@ -360,6 +360,7 @@ def _run(method, m, b, lab, lora, out, resume, n_eval, given):
     real, there = lab.name != "helpdesk", len(getattr(lab, "file", getattr(lab, "train", range(b.pairs))))
     args = _make_args(method, given, b, real, lora, there)
     n_eval = n_eval or (_REAL_PROMPTS[b.name] if real else b.prompts)
+    if sys.stderr.isatty(): _say(f"loading {lab.model}")
     with _undo(out):
         lab.start                                                             # loads it: an unknown model is told before a word of progress
         rows = _take(lab, m.data, min(there, args.steps * args.batch_size), args.seed, out)

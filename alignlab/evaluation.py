@@ -420,7 +420,7 @@ def plot_frontier(
     ax.legend()
     return ax
 
-# %% ../nbs/06_evaluation.ipynb #aedaa88f
+# %% ../nbs/06_evaluation.ipynb #ed17d61b
 def plot_history(
     history,         # rows of a run (dicts, as `Run.history`), or a list of such lists, one a seed
     keys=("loss",),  # entries to plot, a panel each
@@ -429,11 +429,11 @@ def plot_history(
     "How a run went: one panel an entry, seeds as thin lines with mean and t interval"
     import matplotlib.pyplot as plt
     seeds = history if len(history) and isinstance(history[0], list) else [history]
-    keys = [keys] if isinstance(keys, str) else list(keys)
-    fig, axes = plt.subplots(1, len(keys), figsize=(max(5, 3.2 * len(keys)), 2.8), squeeze=False)
-    for ax, key in zip(axes[0], keys):
-        rows = [[r for r in s if r.get(key) is not None] for s in seeds]
+    panels = {key: [[r for r in s if r.get(key) is not None] for s in seeds] for key in ([keys] if isinstance(keys, str) else keys)}
+    for key, rows in panels.items():
         if not all(rows): raise ValueError(f"no row of the history has {key!r}: it has {sorted({k for s in seeds for r in s for k in r})}")
+    fig, axes = plt.subplots(1, len(panels), figsize=(max(5, 3.2 * len(panels)), 2.8), squeeze=False)
+    for ax, (key, rows) in zip(axes[0], panels.items()):
         short = min(map(len, rows))                                                    # a run cut short is compared as far as it went
         _band(ax, [r[x] for r in rows[0][:short]], torch.tensor([[float(r[key]) for r in s[:short]] for s in rows], dtype=torch.float64), "C0", None)
         ax.set(xlabel=x, ylabel=key)

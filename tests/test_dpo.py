@@ -100,7 +100,9 @@ def test_a_run(lab):
     for k, v in lab.start.model.state_dict().items(): torch.testing.assert_close(v, before[k], rtol=0, atol=0)
     for a, b in zip(one.policy.model.parameters(), two.policy.model.parameters()): torch.testing.assert_close(a, b, rtol=0, atol=0)
     swapped = train_dpo(lab.start, [dict(prompt=r["prompt"], chosen=r["rejected"], rejected=r["chosen"]) for r in pairs], args)
-    assert swapped.history[-1]["logps/chosen"] - swapped.history[-1]["logps/rejected"] > one.history[0]["logps/rejected"] - one.history[0]["logps/chosen"]
+    objective = DPOObjective(); rows = objective.collate(objective.prepare(lab.start, list(pairs)))
+    margins = [objective.loss(r.policy, rows)[1]["rewards/margins"].mean().item() for r in (one, swapped)]
+    assert margins[0] > 0 > margins[1]          # each has moved towards its own labels
     assert one.labels == 48 and one.models_in_memory == 1 and one.tokens_trained > 0
 
 def test_micro_batches_do_not_matter(lab):

@@ -1,0 +1,35 @@
+"A real model and real preferences: SmolLM2-135M-Instruct on Anthropic's HH-RLHF, through the command. Mechanics only: two steps."
+import json
+import pytest
+from typer.testing import CliRunner
+from alignlab.cli import _flat, app
+
+@pytest.fixture(scope='module')
+def smollm2():
+    from alignlab.models import load_policy
+    try: load_policy('smollm2-135m')
+    except ValueError as e: pytest.skip(str(e))
+    return 'smollm2-135m'
+
+def command(*words):
+    r = CliRunner().invoke(app, [*map(str, words), '--json'])
+    assert r.exit_code == 0, r.stderr
+    return json.loads(r.stdout), r.stderr
+
+def test_dpo_on_hh(smollm2, shared_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hh = shared_data/'hh_harmless'/'test.jsonl.gz'
+    found, said = command('train', 'dpo', '--lab', 'pairs', '--model', smollm2, '--data', hh, '--n-eval', 4, '--out', 'run')     # smoke: 2 steps x 2 pairs
+    assert (found['model'], found['labels'], found['budget']) == (smollm2, 4, 'smoke') and found['tokens_trained'] > 100
+    args = json.loads((tmp_path/'run'/'run.json').read_text())['args']
+    assert (args['steps'], args['batch_size'], args['lr'], args['max_length']) == (2, 2, 1e-5, 512)
+    start, report = _flat(found['start']), _flat(found['report'])
+    assert start['preference_accuracy']['mean'] == .5 and start['kl']['mean'] == pytest.approx(0, abs=1e-3) and report['preference_accuracy']['n'] == 4
+    assert report['kl']['mean'] != start['kl']['mean'] and 's left' in said
+    history = [json.loads(line) for line in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
+    assert history[0]['loss'] == pytest.approx(.6931, abs=2e-3) and len(history) == 2     # policy and reference are one at the first step
+
+    measured, _ = command('evaluate', 'run', '--n', 4)                                    # the saved policy, loaded as anybody would
+    assert measured['lab'] == 'pairs' and measured['model'] == smollm2
+    for k in ('preference_accuracy', 'length', 'end_rate'): assert _flat(measured['report'])[k]['mean'] == pytest.approx(report[k]['mean'], abs=1e-3), k
+    assert all(s['start'] and s['policy'] for s in measured['samples'])
