@@ -57,7 +57,7 @@ def _plain_text(messages):
     turns = [f"\n\n{'Human' if m['role'] == 'user' else 'Assistant'}: {m['content']}" for m in messages]
     return "".join(turns) + ("" if messages[-1]["role"] == "assistant" else "\n\nAssistant:")
 
-# %% ../nbs/01_models.ipynb #60d15765
+# %% ../nbs/01_models.ipynb #ab009e60
 @patch_to(Policy)
 def prompt_ids(self,
     prompt: str | list,  # one message of a user, or a dialogue [{"role", "content"}, …]; a last assistant message is continued
@@ -70,8 +70,8 @@ def prompt_ids(self,
         go_on = messages[-1]["role"] == "assistant"
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=not go_on, continue_final_message=go_on, return_dict=False)
     text, start = _plain_text(messages), self.tokenizer.bos_token_id
-    ids = self.tokenizer(text).input_ids
-    if ids and ids[-1] == self.end and not text.endswith(self.tokenizer.eos_token): ids = ids[:-1]
+    ids, bare = self.tokenizer(text).input_ids, self.tokenizer(text, add_special_tokens=False).input_ids
+    if ids[-1:] == [self.end] and ids.count(self.end) > bare.count(self.end): ids = ids[:-1]
     return ids or [self.end if start is None else start]
 
 # %% ../nbs/01_models.ipynb #151ad10d
@@ -435,7 +435,7 @@ def _is_lora(model):
     "Does the model have adapters of peft?"
     return hasattr(model, "merge_and_unload")
 
-# %% ../nbs/01_models.ipynb #48682b0f
+# %% ../nbs/01_models.ipynb #fd0ed0ae
 def add_lora(
     policy: Policy,    # changed in place: its weights are frozen, its adapters are trained
     r: int = 16,       # rank
@@ -445,9 +445,10 @@ def add_lora(
     "Low-rank adapters on every linear layer but the head (Hu et al. 2021, arXiv:2106.09685)."
     from peft import LoraConfig, get_peft_model
     if _is_lora(policy.model): raise ValueError("the policy has adapters already: save it, load the folder, and add new ones to that")
+    was = policy.model.training
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        policy.model = get_peft_model(policy.model, LoraConfig(r=r, lora_alpha=2 * r if alpha is None else alpha, target_modules="all-linear", task_type="CAUSAL_LM"))
+        policy.model = get_peft_model(policy.model, LoraConfig(r=r, lora_alpha=2 * r if alpha is None else alpha, target_modules="all-linear", task_type="CAUSAL_LM")).train(was)
     return policy
 
 # %% ../nbs/01_models.ipynb #6971a7bd
@@ -536,17 +537,18 @@ def _smollm2():
         Policy(model, tokenizer).save(folder)
     return folder
 
-# %% ../nbs/01_models.ipynb #33feabe7
+# %% ../nbs/01_models.ipynb #d9cdf3e0
 _SHIPPED = {"helpdesk-base": "base", "helpdesk-sft": "sft", "helpdesk-helpful": "helpful"}
 
 def _find(name):
     "The folder of a model's name; None if it can only be a name of the Hub"
     known = f"known names: {', '.join(_SHIPPED)}, smollm2-135m; or a folder, or a Hub id such as HuggingFaceTB/SmolLM2-135M"
     if name == "smollm2-135m": return _smollm2()
+    if not name.strip(): raise ValueError(f"the name of a policy is empty; {known}")
     folder = _ASSETS / _SHIPPED[name] if name in _SHIPPED else Path(name).expanduser()
     if (folder / "config.json").is_file(): return folder
     if folder.is_dir(): raise ValueError(f"the folder {name} holds no config.json: it is no saved model" + (", only adapters: merge them first" if (folder / "adapter_config.json").exists() else ""))
-    if name.startswith((".", "/", "~", "helpdesk-")) or name.count("/") > 1 or "\\" in name or not name.strip(): raise ValueError(f"there is no policy and no folder {name!r}; {known}")
+    if name.startswith((".", "/", "~", "helpdesk-")) or name.count("/") > 1 or "\\" in name: raise ValueError(f"there is no policy and no folder {name!r}; {known}")
     return None
 
 # %% ../nbs/01_models.ipynb #10b57572
