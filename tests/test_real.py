@@ -16,6 +16,7 @@ def command(*words):
     assert r.exit_code == 0, r.stderr
     return json.loads(r.stdout), r.stderr
 
+@pytest.mark.slow
 def test_dpo_on_hh(smollm2, shared_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hh = shared_data/'hh_harmless'/'test.jsonl.gz'
