@@ -50,7 +50,7 @@ class RandomJudge:
         def draw(question): return int.from_bytes(hashlib.blake2b(repr((self.seed, question)).encode(), digest_size=6).digest(), "big") / 2**48
         return torch.tensor([draw(q) for q in zip(prompts, first, second, strict=True)])
 
-# %% ../nbs/04_judges.ipynb #6550c302
+# %% ../nbs/04_judges.ipynb #fb632073
 def wilson_interval(
     successes: float,  # may be fractional: a tie is half a success
     n: int,  # trials
@@ -60,7 +60,7 @@ def wilson_interval(
     if n == 0: return math.nan, math.nan
     p, z2 = successes / n, z * z / n
     middle, half = p + z2 / 2, math.sqrt(max(0., p * (1 - p) * z2 + z2 * z2 / 4))
-    return max(0., (middle - half) / (1 + z2)), min(1., (middle + half) / (1 + z2))
+    return max(0., min(p, (middle - half) / (1 + z2))), min(1., max(p, (middle + half) / (1 + z2)))     # rounding must not leave p outside
 
 # %% ../nbs/04_judges.ipynb #485cd2b9
 def _ask(judge, prompts, first, second):

@@ -572,7 +572,7 @@ def _from_hub(name, dtype):
     except (OSError, ValueError) as e:
         raise ValueError(f"{name!r} is not a folder and not a known name (helpdesk-sft, smollm2-135m, …), and the Hub says: {str(e).strip().splitlines()[0]}") from e
 
-# %% ../nbs/01_models.ipynb #8f3181b1
+# %% ../nbs/01_models.ipynb #5a1767ce
 def load_policy(
     name: str = "helpdesk-sft",  # helpdesk-base, -sft or -helpful; smollm2-135m; a folder; or a Hub id
     dtype="float32",             # or "bfloat16": measure first whether your machine is fast at it
@@ -584,6 +584,6 @@ def load_policy(
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point: raise ValueError(f"dtype {dtype!r} is none of float32, bfloat16, float16")
     name = os.fspath(name); folder = _find(name)
     model, tokenizer = _read(folder, kind, local_files_only=True) if folder else _from_hub(name, kind)
-    policy = Policy(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, chat)
+    policy = Policy(model.to(device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")), tokenizer, chat)
     policy.name = name
     return policy

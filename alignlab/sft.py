@@ -13,7 +13,7 @@ from .models import Policy, group_logps, load_policy
 from .training import FitArgs, Objective, Run, budget, fit
 
 # %% auto #0
-__all__ = ['SIZES', 'CHECKPOINTS', 'SFTArgs', 'SFTObjective', 'train_sft', 'new_model', 'build_checkpoints']
+__all__ = ['VERDICT', 'SIZES', 'CHECKPOINTS', 'SFTArgs', 'SFTObjective', 'train_sft', 'new_model', 'build_checkpoints']
 
 # %% ../nbs/10_sft.ipynb #7048e8c1
 @dataclass
@@ -26,9 +26,9 @@ class SFTArgs(FitArgs):
         super().__post_init__()
         self.require("loss_on", '"completion" or "all"', lambda v: v in ("completion", "all"))
 
-# %% ../nbs/10_sft.ipynb #53180e56
+# %% ../nbs/10_sft.ipynb #77f93dd4
 class SFTObjective(Objective):
-    "Negative log-likelihood of demonstrations, averaged over the tokens of the batch"
+    "Negative log-likelihood of demonstrations, averaged over the tokens of the batch; a row's weight counts its tokens that many times"
     def __init__(self, loss_on="completion"): self.loss_on = loss_on
 
     def prepare(self, policy, data):
@@ -39,8 +39,8 @@ class SFTObjective(Objective):
         return rows
 
     def batches(self, policy, rows):
-        tokens = sum(len(r["completion_ids"]) for r in rows)
-        return [[{**r, "weight": len(rows) / tokens} for r in rows]]
+        tokens = sum(r.get("weight", 1) * len(r["completion_ids"]) for r in rows)
+        return [[{**r, "weight": r.get("weight", 1) * len(rows) / tokens} for r in rows]]
 
     def collate(self, rows):
         return dict(groups=[(r["prompt_ids"], [r["completion_ids"]]) for r in rows], weight=torch.tensor([r["weight"] for r in rows]))
@@ -64,12 +64,14 @@ def train_sft(
     args = args or SFTArgs()
     return fit(policy.copy(), data, SFTObjective(args.loss_on), args, out, resume, meta=meta)
 
-# %% ../nbs/10_sft.ipynb #37c4fffc
+# %% ../nbs/10_sft.ipynb #30e5e2db
+VERDICT = 20  # weight of a verdict's tokens
 SIZES = dict(micro=(32, 2), small=(64, 3), base=(128, 4))  # hidden size, layers: the ladder of judges in the chapter on RLAIF
 CHECKPOINTS = dict(  # stage -> the stage it starts from, and its training
     base=(None, SFTArgs(steps=2400, batch_size=64, lr=3e-3, warmup=.05, weight_decay=.01, loss_on="all", save_every=200)),
-    sft=("base", SFTArgs(steps=600, batch_size=64, lr=8e-4, save_every=100)),
-    helpful=("base", SFTArgs(steps=600, batch_size=64, lr=8e-4, save_every=100)))
+    roles=("base", SFTArgs(steps=1000, batch_size=64, lr=1e-3, save_every=100)),
+    sft=("roles", SFTArgs(steps=500, batch_size=64, lr=8e-4, save_every=100)),
+    helpful=("roles", SFTArgs(steps=500, batch_size=64, lr=8e-4, save_every=100)))
 
 def new_model(
     size: str = "base",  # a key of SIZES
@@ -83,17 +85,18 @@ def new_model(
         num_attention_heads=4, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=.05,
         pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id, bos_token_id=None)), tok)
 
-# %% ../nbs/10_sft.ipynb #a9c166b5
+# %% ../nbs/10_sft.ipynb #97ce1dca
 def _document_rows(policy, stage, n, seed, first_better):
     "Documents as ids: base is trained on all of a document but its first token, the others on the target"
     docs = list(helpdesk.documents(stage, n, seed, first_better))
     ids = policy.tokenizer([f"{c} {t}".strip() for c, t in docs]).input_ids
-    cut = [1] * n if stage == "base" else [len(c.split()) for c, _ in docs]       # one token per word
-    return [dict(prompt_ids=i[:k], completion_ids=i[k:]) for i, k in zip(ids, cut)]
+    judging = [c.startswith("<judge>") for c, _ in docs]
+    cut = [1 if stage == "base" and not j else len(c.split()) for (c, _), j in zip(docs, judging)]       # one token per word
+    return [dict(prompt_ids=i[:k], completion_ids=i[k:], weight=VERDICT if j else 1) for i, k, j in zip(ids, cut, judging)]
 
 def build_checkpoints(
     out: Path,             # gets a run's folder for each stage; the checkpoints are out/<stage>/policy
-    stages: tuple = ("base", "sft"),   # and "helpful"
+    stages: tuple = ("base", "roles", "sft"),   # and "helpful"
     size: str = "base",    # a key of SIZES
     seed: int = 0,         # of weights and text; a new seed is a new pretraining
     first_better: float = .65,  # share of judge documents with the better answer first

@@ -167,16 +167,37 @@ class Objective:
         "How many tokens a pass with gradient over this batch reads, prompts included"
         return 0
 
-# %% ../nbs/05_training.ipynb #52645017
-def _all_finite(values, rows, first, what):
-    "FloatingPointError naming places in the batch (that of rows[0] is `first`), and carrying the rows, where values are not finite"
+# %% ../nbs/05_training.ipynb #f39100f3
+def _all_finite(values, rows, places, what):
+    "FloatingPointError naming the `places` in the batch of the rows, and carrying the rows, where values are not finite"
     bad = [i for i, fine in enumerate(values.detach().isfinite().tolist()) if not fine]
     if bad:
-        error = FloatingPointError(f"the {what} is not finite at {[first + i for i in bad]} of the batch")
+        error = FloatingPointError(f"the {what} is not finite at {[places[i] for i in bad]} of the batch")
         error.rows = [rows[i] for i in bad]
         raise error
 
-# %% ../nbs/05_training.ipynb #21f6aabb
+# %% ../nbs/05_training.ipynb #579234bc
+def _processes():
+    "(number of this process, how many there are): 0 and 1 unless `accelerate launch` started us"
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1: return 0, 1
+    from accelerate import PartialState
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.process_index, state.num_processes
+
+def _add_up(tensors):
+    "Sum tensors over all processes, in place"
+    if _processes()[1] > 1:
+        for t in tensors: torch.distributed.all_reduce(t)
+
+@contextlib.contextmanager
+def _first_alone():
+    "The first process does what is inside, then the others; gives True in the first"
+    rank, world = _processes()
+    if rank: torch.distributed.barrier()
+    yield rank == 0
+    if world > 1 and not rank: torch.distributed.barrier()
+
+# %% ../nbs/05_training.ipynb #48b20590
 def optimise_step(
     policy,                # has .model
     objective: Objective,  # its collate, loss and tokens are used
@@ -187,25 +208,32 @@ def optimise_step(
     "One optimiser step on the mean loss of `rows`, in micro-batches; FloatingPointError, weights untouched, if it is not finite"
     params = [p for group in optimizer.param_groups for p in group["params"]]
     device, size, parts, tokens = params[0].device, args.micro_batch or len(rows), [], 0
+    rank, world = _processes()
+    if len(rows) < world: raise ValueError(f"a batch of {len(rows)} rows cannot be split over {world} processes: raise batch_size")
     optimizer.zero_grad()
-    for i in range(0, len(rows), size):
-        part = rows[i:i + size]
+    mine = range(rank, len(rows), world)                  # our places in the batch
+    for i in range(0, len(mine), size):
+        places = mine[i:i + size]; part = [rows[j] for j in places]
         batch = objective.collate(part)
         if isinstance(batch, dict): batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             losses, metrics = objective.loss(policy, batch)
         if losses.shape != (len(part),):
             raise ValueError(f"{type(objective).__name__}.loss must return one loss a row, shape ({len(part)},), got {tuple(losses.shape)}")
-        _all_finite(losses, part, i, "loss")
+        _all_finite(losses, part, places, "loss")
         (losses.float().sum() / len(rows)).backward()     # rows of the whole batch, not of this part
         parts.append({k: torch.as_tensor(v, dtype=torch.float32, device=device).detach().expand(len(part))
                       for k, v in {"loss": losses, **metrics}.items()})
         tokens += objective.tokens(batch)
+    _add_up(p.grad for p in params if p.grad is not None)
     norm = nn.utils.clip_grad_norm_(params, args.max_grad_norm)
-    _all_finite(norm.expand(len(rows)), rows, 0, "gradient")
+    _all_finite(norm.expand(len(rows)), rows, range(len(rows)), "gradient")
     optimizer.step()
-    means = torch.stack([torch.cat([p[k] for p in parts]).nanmean() for k in parts[0]] + [norm]).tolist()
-    return dict(zip([*parts[0], "grad_norm"], means), tokens=int(tokens))
+    table = torch.stack([torch.cat([p[k] for p in parts]) for k in parts[0]]).double()       # (metrics, rows)
+    sums = torch.cat([table.nansum(1), (~table.isnan()).sum(1), torch.tensor([tokens], device=device)])
+    _add_up([sums])
+    total, count = sums[:-1].view(2, -1)
+    return dict(zip([*parts[0], "grad_norm"], [*(total / count).tolist(), norm.item()]), tokens=int(sums[-1]))
 
 # %% ../nbs/05_training.ipynb #d050d89c
 def _whole(path, write):
@@ -366,7 +394,14 @@ def _late_interrupt():
     try: yield asked
     finally: signal.signal(signal.SIGINT, old or signal.default_int_handler)
 
-# %% ../nbs/05_training.ipynb #dbcb064c
+# %% ../nbs/05_training.ipynb #69572010
+def _peak_gib():
+    "Most memory so far in GiB: of the GPU where there is one, else of the process"
+    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2**30
+    try: import resource
+    except ImportError: return math.nan                              # Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
 @dataclass
 class Run:
     "A trained policy, how it got there, and what that cost"
@@ -380,6 +415,7 @@ class Run:
     judge_calls: int = 0       # one order of one pair each
     models_in_memory: int = 1  # at once, the policy included
     dir: Path | None = field(default=None, repr=False)  # the run's folder
+    peak_gib: float = field(default=math.nan, repr=False)  # most memory so far: of the GPU, else of the process; NaN where the system does not say
 
     def costs(self):
         "What the run cost, as a dict"
@@ -405,7 +441,7 @@ def _train_step(policy, data, objective, optimizer, args, step):
     means = {k: sum(log[k] for log in logs) / len(logs) for k in logs[0]}
     return dict(means, lr=lr, tokens=sum(log["tokens"] for log in logs))
 
-# %% ../nbs/05_training.ipynb #0183562b
+# %% ../nbs/05_training.ipynb #5125cf41
 def _after_step(row, on_step, asked, out, modules, optimizer, objective, args):
     "Call back, show the progress, keep the step in the run's folder; with a checkpoint if it is time, or a stop was `asked` for"
     step, last = row["step"], row["step"] == args.steps
@@ -413,6 +449,7 @@ def _after_step(row, on_step, asked, out, modules, optimizer, objective, args):
         if on_step:
             with _own_rng(): on_step(row)
     except KeyboardInterrupt: asked.append(True)
+    if _processes()[0]: return
     if sys.stderr.isatty():
         print(f"\r{step}/{args.steps}  loss {row['loss']:.4f}  {row['seconds'] / step * (args.steps - step):.0f} s left ",
               end="\n" if last else "", file=sys.stderr, flush=True)
@@ -422,7 +459,7 @@ def _after_step(row, on_step, asked, out, modules, optimizer, objective, args):
         save_checkpoint(out / "checkpoint" / "state.pt", modules, None if last else optimizer,
                         step=step, seconds=row["seconds"], objective=dict(objective.state))
 
-# %% ../nbs/05_training.ipynb #1a87ac3c
+# %% ../nbs/05_training.ipynb #d8e0e9be
 def _finish(out, info, run):
     "Save the policy, then mark the run as done; a crash in between leaves a run that resumes"
     part = out / "policy.part"
@@ -430,9 +467,9 @@ def _finish(out, info, run):
     part.mkdir()
     run.policy.save(part)
     os.replace(part, out / "policy")
-    _whole(out / "run.json", lambda f: f.write(_json(dict(info, status="done", costs=run.costs()), indent=1).encode()))
+    _whole(out / "run.json", lambda f: f.write(_json(dict(info, status="done", costs=run.costs(), peak_gib=run.peak_gib), indent=1).encode()))
 
-# %% ../nbs/05_training.ipynb #ddd26f10
+# %% ../nbs/05_training.ipynb #34a31809
 def fit(
     policy,                # any object with .model, trained in place, and .save(folder)
     data,                  # a datasets.Dataset or a list of dicts
@@ -448,14 +485,16 @@ def fit(
     if len(data) == 0: raise ValueError("nothing to train on: the data has no rows")
     modules = objective.trained(policy)
     optimizer, was_training = _adamw(modules, args), policy.model.training
-    info = _open_run(out, dict(objective=type(objective).__name__, args=dict(asdict(args), kind=type(args).__name__), meta=meta or {},
-                               rows=len(data), data=content_hash(data), start=content_hash(modules)), resume) if out else {}
+    identity = dict(objective=type(objective).__name__, args=dict(asdict(args), kind=type(args).__name__), meta=meta or {},
+                    rows=len(data), data=content_hash(data), start=content_hash(modules)) if out else {}
+    with _first_alone() as first: info = _open_run(out, identity, resume or not first) if out else {}
     with _own_rng():
         seed_all(args.seed); began = time.perf_counter()
         if info.get("status") != "done": data = objective.prepare(policy, data)
         step, seconds, history = 0, time.perf_counter() - began, []
         seed_all(args.seed)                                      # training draws the same whatever prepare drew
-        if out and resume: step, seconds, history = _pick_up(out, modules, optimizer, objective, seconds)
+        with _first_alone():
+            if out and resume: step, seconds, history = _pick_up(out, modules, optimizer, objective, seconds)
         with _late_interrupt() as asked:
             while step < args.steps:
                 began = time.perf_counter()
@@ -467,20 +506,22 @@ def fit(
                 if asked: raise KeyboardInterrupt(f"stopped after step {step}" + (": resume=True goes on" if out else ""))
     optimizer.zero_grad(); policy.model.train(was_training)
     counts = {k: objective.state.get(k, 0) for k in ("tokens_generated", "labels", "judge_calls")}
-    run = Run(policy, history, args, seconds, sum(r["tokens"] for r in history), **counts, models_in_memory=objective.models_in_memory, dir=out)
-    if out and info["status"] != "done": _finish(out, info, run)
+    run = Run(policy, history, args, seconds, sum(r["tokens"] for r in history), **counts, models_in_memory=objective.models_in_memory, dir=out, peak_gib=_peak_gib())
+    with _first_alone() as first:
+        if first and out and info["status"] != "done": _finish(out, info, run)
     return run
 
-# %% ../nbs/05_training.ipynb #61f675da
+# %% ../nbs/05_training.ipynb #0e5e9a10
 def cached_rows(
     path: Path,      # a .jsonl file
     make: Callable,  # () -> rows (dicts of plain values); called only where the file is not there yet
 ) -> list:  # the rows as read from the file, the same the first time and later
     "Rows that are made once: sampled, judged or revised; a crash leaves all of them or none"
     path = Path(path)
-    if not path.exists():
-        text = "".join(_json(row) + "\n" for row in make())
-        _whole(path, lambda f: f.write(text.encode()))
+    with _first_alone():
+        if not path.exists():
+            text = "".join(_json(row) + "\n" for row in make())
+            _whole(path, lambda f: f.write(text.encode()))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 # %% ../nbs/05_training.ipynb #c23e7386

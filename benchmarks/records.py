@@ -1,25 +1,35 @@
 """Make the shipped records: the figures with seeds that chapters show.
 
-    python benchmarks/records.py dpo   [--seeds 3]                 helpdesk: beta sweep and swapped labels
+    python benchmarks/records.py dpo    [--seeds 5]                helpdesk: beta sweep, swapped and shuffled labels
+    python benchmarks/records.py family [--seeds 5]                helpdesk: learning rates, relatives, noise, similar pairs, online
     python benchmarks/records.py picture                           docs/dpo.png from the record
+    python benchmarks/records.py sentiment [--seeds 1] [--pairs 192] [--prompts 96]     SmolLM2-135M and VADER's score: learning rates beside the tilted optimum
     python benchmarks/records.py pairs --data F [--eval-data F] [--pairs N]   SmolLM2-135M-Instruct on a file of human preferences
 
-Each run is kept under runs/records as it ends, so an interrupted call goes on where it was.
+Each run is kept under runs/records as it ends, so an interrupted call goes on where it was. To use two cores well, do the
+work in other processes first: `--share 0/2` and `--share 1/2` make every second run each and write no record; a last call without it does.
 """
 import argparse
 import json
+import random
+from functools import cache, cached_property
 from pathlib import Path
 
-from alignlab.evaluation import tilted_optimum
+import torch
+
+from alignlab import helpdesk
+from alignlab.evaluation import best_of_n, tilted_optimum
 from alignlab.helpdesk import make_prompts
 from alignlab.labs import open_lab
 from alignlab.training import budget, content_hash, write_record
 
 ROOT, DONE = Path(__file__).parents[1] / "alignlab" / "records", Path("runs/records")
 
+SHARE = dict(mine=0, of=1, seen=0)
 def cell(name, make):
-    "The row of one run: made once"
-    path = DONE / f"{name}.json"
+    "The row of one run: made once; None where it is another process's share"
+    path = DONE / f"{name}.json"; SHARE["seen"] += 1
+    if SHARE["seen"] % SHARE["of"] != SHARE["mine"] and not path.exists(): return None
     if not path.exists():
         row = make(); path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part"); part.write_text(json.dumps(row)); part.replace(path)
@@ -28,28 +38,88 @@ def cell(name, make):
           f"{row['costs']['seconds']:.0f} s", flush=True)
     return row
 
-def tilted(lab):
-    "Gold and KL of the best policy at each budget, estimated from samples of the start"
+@cache
+def golds(lab):
+    "(prompts, samples) gold of samples of the start"
     prompts = make_prompts("test", 96, seed=1000)
     pool = lab.start.sample(prompts, n=256, max_new_tokens=lab.max_new_tokens, seed=9)
-    gold = lab.gold(pool.prompts, pool.text, pool.ended.tolist()).view(len(prompts), -1)
+    return lab.gold(pool.prompts, pool.text, pool.ended.tolist()).view(len(prompts), -1)
+
+def best(lab):
+    "Gold and KL of best-of-n by gold itself"
+    return [dict(n=b["n"], kl=b["kl"], gold=b["reward"].mean) for b in best_of_n(golds(lab), [1, 2, 4, 8, 16, 32, 64])]
+
+def tilted(lab):
+    "Gold and KL of the best policy at each budget, estimated from samples of the start"
+    gold = golds(lab)
     return [dict(kl=t["kl"], gold=t["reward"].mean, samples=t["samples"], ess=t["ess"]) for t in tilted_optimum(gold, kl=[.25, .5, 1, 1.5, 2, 2.5, 3])]
+
+class Seed:
+    "What a seed fixes: annotators, prompts, pairs, labels, and the report of the start; made when first asked for"
+    def __init__(self, seed, **annotator):
+        from alignlab.helpdesk import Annotator
+        self.seed, self.B, self.lab = seed, budget("lesson"), open_lab("helpdesk", annotator=Annotator(seed=seed, **annotator))
+    @cached_property
+    def pairs(self): return list(self.lab.preferences(self.B.pairs, self.seed))
+    @cached_property
+    def start(self): return self.report(self.lab.start).to_dict()
+    def report(self, policy, skills=False): return self.lab.evaluate(policy, n=self.B.prompts, seed=self.seed, skills=skills)
+    def row(self, method, run, skills=False, **more): return run.row(method, self.start, self.report(run.policy, skills).to_dict()) | more
+
+def write(name, rows, lab, **more):
+    if SHARE["of"] == 1: write_record(ROOT / "helpdesk" / f"{name}.json", "helpdesk", name, rows, world=lab.world, start=content_hash(lab.start.model), budget="lesson", **more)
 
 def dpo(args):
     from alignlab.dpo import DPOArgs, train_dpo
-    from alignlab.helpdesk import Annotator
-    B, rows = budget("lesson"), []
-    for seed in range(args.seeds):
-        lab = open_lab("helpdesk", annotator=Annotator(seed=seed)); start = pairs = None
-        for method, beta in [*(("dpo", b) for b in (.03, .1, .5)), ("dpo-swapped", .1)]:
+    def swapped(r): return dict(prompt=r["prompt"], chosen=r["rejected"], rejected=r["chosen"])
+    rows = []
+    for s in map(Seed, range(args.seeds)):
+        coin, B = random.Random(s.seed), s.B
+        for method, beta in [*(("dpo", b) for b in (.03, .1, .5)), ("dpo-swapped", .1), ("dpo-shuffled", .1)]:
             def make():
-                nonlocal start, pairs
-                pairs = pairs or list(lab.preferences(B.pairs, seed)); start = start or lab.evaluate(lab.start, n=B.prompts, seed=seed, skills=False).to_dict()
-                data = pairs if method == "dpo" else [dict(prompt=r["prompt"], chosen=r["rejected"], rejected=r["chosen"]) for r in pairs]
-                run = train_dpo(lab.start, data, DPOArgs(steps=B.steps, batch_size=B.batch_size, beta=beta, seed=seed))
-                return run.row(method, start, lab.evaluate(run.policy, n=B.prompts, seed=seed, skills=method == "dpo" and beta == .1).to_dict())
-            rows.append(cell(f"dpo/{method}-{beta}-{seed}", make))
-    write_record(ROOT / "helpdesk" / "dpo.json", "helpdesk", "dpo", rows, world=lab.world, start=content_hash(lab.start.model), budget="lesson", tilted=tilted(lab))
+                data = dict(dpo=lambda: s.pairs).get(method, lambda: [swapped(r) if method == "dpo-swapped" or coin.random() < .5 else r for r in s.pairs])()
+                return s.row(method, train_dpo(s.lab.start, data, DPOArgs(steps=B.steps, batch_size=B.batch_size, beta=beta, seed=s.seed)), skills=method == "dpo" and beta == .1)
+            rows.append(cell(f"{s.lab.world}/{method}-{beta}-{s.seed}", make))
+    write("dpo", rows, s.lab, tilted=tilted(s.lab) if SHARE["of"] == 1 else None)
+
+def similar_pairs(prompts, annotator, parts, seed):
+    "Pairs that differ in so many of ten parts, labelled by annotators"
+    rng, first, second = random.Random(seed), [], []
+    for x in prompts:
+        p = helpdesk.read_prompt(x)
+        a, b = ({k: t for k, t in helpdesk._write(rng, p, "decent") if k != "filler"} for _ in range(2))
+        new = rng.sample(helpdesk.ORDER, parts)
+        mixed = {k: (b if k in new else a).get(k) for k in helpdesk.ORDER}
+        first.append(" ".join(a[k] for k in helpdesk.ORDER if k in a)); second.append(" ".join(t for t in mixed.values() if t))
+    better = annotator.label(prompts, first, second, seed)
+    return [dict(prompt=x, chosen=a if w else b, rejected=b if w else a) for x, a, b, w in zip(prompts, first, second, better) if a != b]
+
+def family(args):
+    from alignlab.dpo import DPOArgs, train_dpo
+    from alignlab.dpo_family import RELATIVES, RelativeArgs, train_online_dpo, train_relative
+    rows, B = [], budget("lesson")
+    size, few = dict(steps=B.steps, batch_size=B.batch_size), min(3, args.seeds)
+    seeds = list(map(Seed, range(args.seeds)))
+    def add(name, make): rows.append(cell(f"{seeds[0].lab.world}/{name}", make))
+    for s in seeds:
+        for lr in (1e-4, 1e-3): add(f"dpo-{lr}-{s.seed}", lambda: s.row("dpo", train_dpo(s.lab.start, s.pairs, DPOArgs(lr=lr, seed=s.seed, **size))))
+        add(f"online-{s.seed}", lambda: s.row("dpo-online", train_online_dpo(s.lab.start, s.lab.prompts("train", B.pairs, s.seed), s.lab.annotator, DPOArgs(seed=s.seed, **size))))
+    for s in seeds[:few]:
+        for name in RELATIVES:
+            if name not in ("dpo", "cdpo", "robust"): add(f"relative-{name}-{s.seed}", lambda: s.row("relative", train_relative(s.lab.start, s.pairs, RelativeArgs(loss=name, seed=s.seed, **size))))
+        for parts in (1, 10):
+            for name in ("dpo", "dpo_nll"):
+                def make():
+                    pairs = similar_pairs(s.lab.prompts("train", B.pairs, s.seed), s.lab.annotator, parts, s.seed)
+                    run = train_relative(s.lab.start, pairs, RelativeArgs(loss=name, seed=s.seed, **size))
+                    with torch.no_grad(): before, after = (p.logps([r["prompt"] for r in pairs[:512]], [r["chosen"] for r in pairs[:512]]).mean().item() for p in (s.lab.start, run.policy))
+                    return s.row("similar", run, parts=parts, displacement=after - before)
+                add(f"similar-{parts}-{name}-{s.seed}", make)
+        noisy, flip = Seed(s.seed, flip=.4), .4
+        for name in ("dpo", "cdpo", "robust", "ipo"):
+            add(f"noise-{flip}-{name}-{s.seed}", lambda: noisy.row("noise", train_relative(s.lab.start, noisy.pairs, RelativeArgs(loss=name, epsilon=flip, seed=s.seed, **size)), flip=flip))
+    lab = seeds[0].lab
+    if SHARE["of"] == 1: write("dpo_family", rows, lab, tilted=tilted(lab), best_of_n=best(lab))
 
 def picture(args):
     "docs/dpo.png, the picture of the README, from the shipped record"
@@ -70,8 +140,26 @@ def picture(args):
     ax.set(xlabel="KL from the start (nats per answer)", ylabel="gold reward (−1 to 1)"); ax.legend(fontsize=8)
     out = ROOT.parents[1] / "docs" / "dpo.png"; out.parent.mkdir(exist_ok=True); fig.savefig(out)
 
+def sentiment(args):
+    from alignlab.dpo import DPOArgs, train_dpo
+    lab, rows, bf16 = open_lab("sentiment"), [], torch.cuda.is_available()
+    for seed in range(args.seeds):
+        data = start = None
+        for lr in (1e-5, 3e-5, 1e-4):
+            def make():
+                nonlocal data, start
+                data = data or list(lab.preferences(args.pairs, seed)); start = start or lab.evaluate(lab.start, n=args.prompts, seed=seed).to_dict()
+                run = train_dpo(lab.start, data, DPOArgs(steps=args.pairs // 8, batch_size=8, lr=lr, beta=.1, seed=seed, bf16=bf16))
+                return run.row("dpo", start, lab.evaluate(run.policy, n=args.prompts, seed=seed).to_dict())
+            rows.append(cell(f"sentiment-{lab.world}/{args.pairs}-{lr}-{seed}", make))
+    prompts = lab.prompts("test", 32)
+    pool = lab.start.sample(prompts, n=64, max_new_tokens=lab.max_new_tokens, seed=9)
+    gold = lab.gold(pool.prompts, pool.text).view(len(prompts), -1)
+    frontier = [dict(kl=t["kl"], gold=t["reward"].mean, samples=t["samples"], ess=t["ess"]) for t in tilted_optimum(gold, kl=[.1, .25, .5, 1, 1.5, 2])]
+    write_record(ROOT / "sentiment" / "dpo.json", "sentiment", "dpo", rows, world=lab.world, start=content_hash(lab.start.model), budget="lesson", precision="bf16" if bf16 else "fp32", tilted=frontier,
+                 best_of_n=[dict(n=b["n"], kl=b["kl"], gold=b["reward"].mean) for b in best_of_n(gold, [1, 2, 4, 8, 16])])
+
 def pairs(args):
-    import torch
     from alignlab.dpo import DPOArgs, train_dpo
     lab = open_lab("pairs", data=args.data, eval_data=args.eval_data)
     steps, rows = args.pairs // 8, []
@@ -85,7 +173,8 @@ def pairs(args):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("record", choices=["dpo", "pairs", "picture"]); p.add_argument("--seeds", type=int, default=3)
-    p.add_argument("--data"); p.add_argument("--eval-data"); p.add_argument("--pairs", type=int, default=192); p.add_argument("--lr", type=float, default=1e-5)
+    p.add_argument("record", choices=["dpo", "family", "sentiment", "pairs", "picture"]); p.add_argument("--seeds", type=int, default=5); p.add_argument("--share")
+    p.add_argument("--data"); p.add_argument("--eval-data"); p.add_argument("--pairs", type=int, default=192); p.add_argument("--prompts", type=int, default=96); p.add_argument("--lr", type=float, default=1e-5)
     args = p.parse_args()
-    {"dpo": dpo, "pairs": pairs, "picture": picture}[args.record](args)
+    if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
+    {"dpo": dpo, "family": family, "sentiment": sentiment, "pairs": pairs, "picture": picture}[args.record](args)

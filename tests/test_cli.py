@@ -350,3 +350,23 @@ def test_every_method_of_the_table_is_there():
 def test_entry_point():
     import tomllib
     assert tomllib.loads((ROOT/'pyproject.toml').read_text())['project']['scripts']['alignlab'] == 'alignlab.__main__:main'
+
+def test_chat(tmp_path):
+    "One answer a line and policy, with gold and KL where they are known; what is no question of this world is told and passed over"
+    fine('train dpo --n-eval 4 --out one')
+    said = "when does the museum open ? may i bring my dog ?\n\nwhat is love ?\nare sailors rude ? is my cat allowed ?\n"
+    def talk(line): return CliRunner().invoke(app, shlex.split(line), input=said)
+    r = talk('chat one --against helpdesk-sft')
+    assert r.exit_code == 0, r.stderr
+    assert r.stdout.count('gold') == r.stdout.count('KL') == 4 and r.stderr.count('not a helpdesk prompt') == 1
+    assert [line.split(':')[0] for line in r.stdout.splitlines()[::2]] == ['one', 'helpdesk-sft'] * 2
+    assert all('KL 0.0' in line for line in r.stdout.splitlines()[3::4])              # the start from itself
+    assert talk('chat one --against helpdesk-sft').stdout == r.stdout and talk('chat one --against helpdesk-sft --seed 1').stdout != r.stdout
+    for line, words in (('chat nowhere', 'nowhere'), ('chat one --temperature -1', '--temperature'), (f'chat {chat_model(tmp_path/"other")} --model helpdesk-sft', 'vocabularies')):
+        bad(line, words)
+
+def test_chat_remembers_the_conversation(tmp_path):
+    "A chat model is given what was said before; without a start there is no KL, without a world no gold"
+    folder = chat_model(tmp_path/'model')
+    r = CliRunner().invoke(app, ['chat', str(folder), '--max-new-tokens', '4'], input='hello\nagain\n')
+    assert r.exit_code == 0 and 'gold' not in r.stdout and 'KL' not in r.stdout and r.stdout.count(f'{folder}:') == 2, r.stderr

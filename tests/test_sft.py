@@ -50,9 +50,9 @@ def test_training_learns_and_leaves_the_start_alone(base):
     with pytest.raises(ValueError, match="loss_on"): SFTArgs(loss_on="prompt")
 
 def test_recipe_goes_on_where_it_was(tmp_path):
-    one = build_checkpoints(tmp_path / "a", stages=("base", "sft"), size="micro", steps=3)
+    one = build_checkpoints(tmp_path / "a", stages=("base", "roles", "sft"), size="micro", steps=3)
     build_checkpoints(tmp_path / "b", stages=("base",), size="micro", steps=3)
-    two = build_checkpoints(tmp_path / "b", stages=("base", "sft"), size="micro", steps=3)
+    two = build_checkpoints(tmp_path / "b", stages=("base", "roles", "sft"), size="micro", steps=3)
     for p, q in zip(one["sft"].model.parameters(), two["sft"].model.parameters()): torch.testing.assert_close(p, q, rtol=0, atol=0)
     assert (tmp_path / "a/sft/policy/model.safetensors").exists()
 
@@ -64,7 +64,7 @@ def test_shipped_checkpoints_are_of_the_recipe_s_shape():
 @pytest.mark.slow
 def test_rebuilding_gives_the_same_behaviour(tmp_path):
     "Half an hour: the recipe with another seed lands within bands of the shipped checkpoints."
-    made = build_checkpoints(tmp_path, stages=("base", "sft"), seed=1)["sft"]
+    made = build_checkpoints(tmp_path, stages=("base", "roles", "sft"), seed=1)["sft"]
     prompts = helpdesk.make_prompts("test", 600)
     share = [(helpdesk.gold(prompts, p.generate(prompts, max_new_tokens=96)).mean().item() + 1) / 2 for p in (load_policy("helpdesk-sft"), made)]
     assert abs(share[0] - share[1]) < .03
