@@ -106,7 +106,7 @@ def family(args):
         add(f"online-{s.seed}", lambda: s.row("dpo-online", train_online_dpo(s.lab.start, s.lab.prompts("train", B.pairs, s.seed), s.lab.annotator, DPOArgs(seed=s.seed, **size))))
     for s in seeds[:few]:
         for name in RELATIVES:
-            if name not in ("dpo", "cdpo", "robust"): add(f"relative-{name}-{s.seed}", lambda: s.row("relative", train_relative(s.lab.start, s.pairs, RelativeArgs(loss=name, seed=s.seed, **size))))
+            if name not in ("dpo", "cdpo", "robust", "hinge"): add(f"relative-{name}-{s.seed}", lambda: s.row("relative", train_relative(s.lab.start, s.pairs, RelativeArgs(loss=name, seed=s.seed, **size))))
         for parts in (1, 10):
             for name in ("dpo", "dpo_nll"):
                 def make():
@@ -165,10 +165,10 @@ def pairs(args):
     steps, rows = args.pairs // 8, []
     for seed in range(args.seeds):
         def make():
-            start = lab.evaluate(lab.start, n=args.pairs, seed=seed).to_dict()
+            start = lab.evaluate(lab.start, n=args.prompts, seed=seed).to_dict()
             run = train_dpo(lab.start, lab.preferences(args.pairs, seed), DPOArgs(steps=steps, batch_size=8, micro_batch=2, lr=args.lr, beta=.1, max_length=512, seed=seed, bf16=torch.cuda.is_available()))
-            return run.row("dpo", start, lab.evaluate(run.policy, n=args.pairs, seed=seed).to_dict())
-        rows.append(cell(f"pairs/{args.pairs}-{args.lr}-{seed}", make))
+            return run.row("dpo", start, lab.evaluate(run.policy, n=args.prompts, seed=seed).to_dict())
+        rows.append(cell(f"pairs-{lab.world}/{args.pairs}-{args.lr}-{seed}", make))
     write_record(ROOT / "pairs" / "dpo.json", "pairs", "dpo", rows, world=lab.world, start=content_hash(lab.start.model), budget="full", precision="bf16" if torch.cuda.is_available() else "fp32", data=Path(args.data).name)
 
 if __name__ == "__main__":

@@ -362,11 +362,16 @@ def test_chat(tmp_path):
     assert [line.split(':')[0] for line in r.stdout.splitlines()[::2]] == ['one', 'helpdesk-sft'] * 2
     assert all('KL 0.0' in line for line in r.stdout.splitlines()[3::4])              # the start from itself
     assert talk('chat one --against helpdesk-sft').stdout == r.stdout and talk('chat one --against helpdesk-sft --seed 1').stdout != r.stdout
-    for line, words in (('chat nowhere', 'nowhere'), ('chat one --temperature -1', '--temperature'), (f'chat {chat_model(tmp_path/"other")} --model helpdesk-sft', 'vocabularies')):
+    chat_model(tmp_path/'other')
+    for line, words in (('chat nowhere', 'nowhere'), ('chat one --temperature -1', '--temperature'), ('chat other --model helpdesk-sft', 'vocabularies')):
         bad(line, words)
 
-def test_chat_remembers_the_conversation(tmp_path):
+def test_chat_remembers_the_conversation(tmp_path, monkeypatch):
     "A chat model is given what was said before; without a start there is no KL, without a world no gold"
-    folder = chat_model(tmp_path/'model')
-    r = CliRunner().invoke(app, ['chat', str(folder), '--max-new-tokens', '4'], input='hello\nagain\n')
-    assert r.exit_code == 0 and 'gold' not in r.stdout and 'KL' not in r.stdout and r.stdout.count(f'{folder}:') == 2, r.stderr
+    chat_model(tmp_path/'model')
+    asked, answer = [], cli._answer
+    def noted(policy, start, prompt, gold, **sampling): asked.append(list(prompt)); return answer(policy, start, prompt, gold, **sampling)
+    monkeypatch.setattr(cli, '_answer', noted)
+    r = CliRunner().invoke(app, ['chat', 'model', '--max-new-tokens', '4'], input='hello\nagain\n')
+    assert r.exit_code == 0 and 'gold' not in r.stdout and 'KL' not in r.stdout and r.stdout.count('model:') == 2, r.stderr
+    assert [[m['role'] for m in p] for p in asked] == [['user'], ['user', 'assistant', 'user']] and asked[1][0]['content'] == 'hello'
