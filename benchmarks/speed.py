@@ -7,6 +7,7 @@ The peer is TRL's DPOTrainer with reference log-probs computed beforehand: the s
 A step's time is from its first row to its last weight; the first step of each side warms up and is left out.
 """
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -38,7 +39,7 @@ def trl_steps(lab, pairs, a):
         config = DPOConfig(output_dir=d, beta=.1, loss_type=["sigmoid"], max_steps=a.steps + 1, per_device_train_batch_size=micro, gradient_accumulation_steps=a.batch // micro, learning_rate=1e-5,
             precompute_ref_log_probs=True, use_cpu=not torch.cuda.is_available(), bf16=a.bf16, gradient_checkpointing=False, report_to="none", save_strategy="no", max_length=a.max_length, logging_strategy="no", disable_tqdm=True)
         trainer = DPOTrainer(model=policy.model, args=config, train_dataset=Dataset.from_list(messages(pairs)), processing_class=policy.tokenizer, callbacks=[clock])
-        trainer.train()
+        with contextlib.redirect_stdout(sys.stderr): trainer.train()          # it prints its own summary
     return clock.times[1:]
 
 def our_steps(lab, pairs, a):
