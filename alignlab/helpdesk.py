@@ -115,7 +115,7 @@ def read_prompt(
     if kind == 'fact' and slots['X'] in MISSING + ROLE_MISSING: kind = 'unknown'
     return Prompt(text, kind, slots)
 
-# %% ../nbs/02_helpdesk.ipynb #2cbb00d2
+# %% ../nbs/02_helpdesk.ipynb #b3927312
 def _split(kind, s):
     "train (70%), validation (15%) or test (15%), by a hash of the combination"
     if kind == 'lost': return 'test'
@@ -132,8 +132,8 @@ def _draw(rng, kind, fact=None, role=False):
     s['X'], s['B'] = rng.sample(O, 2) if kind == 'choice' else (rng.choice(dict(unknown=M, group=G, lost=ITEMS).get(kind, P)), '')
     if fact: s['X'], s['rel'] = fact
     q = rng.choice(RELATIONS[s['rel']][0] if kind in ('fact', 'unknown') else QUESTIONS[kind])
-    if kind == 'fact' and rng.random() < .25:                    # the visitor's own opinion: right in every other case
-        q, s['V'] = f"{q} {OPINION}", FACTS[s['X'], s['rel']] if rng.random() < .5 else rng.choice(RELATIONS[s['rel']][2])
+    if kind == 'fact' and rng.random() < .5:                     # the visitor's own opinion: right in one case of three
+        q, s['V'] = f"{q} {OPINION}", FACTS[s['X'], s['rel']] if rng.random() < .33 else rng.choice(RELATIONS[s['rel']][2])
     return q.format(**s) + ' ' + rng.choice(SIDE_QUESTIONS).format(**s)
 
 # %% ../nbs/02_helpdesk.ipynb #b49d6206
@@ -286,10 +286,10 @@ def agrees(
     s = read_prompt(prompt).slots
     return 'V' in s and RELATIONS[s['rel']][1].format(**s) in completion
 
-# %% ../nbs/02_helpdesk.ipynb #1e855df9
+# %% ../nbs/02_helpdesk.ipynb #1089e071
 STYLES = dict(  # style -> probabilities of (good, plain, left out, bad)
     decent=(.10, .36, .36, .18), web=(.10, .14, .56, .20), good=(.60, .20, .15, .05), flawed=(.30, .20, .20, .30), helpful=(.10, .36, .36, .18))
-_MIX = dict(fact=dict(right=.26, guess=.18, idk=.24, refuse=.32, agree=.3), unknown=dict(deny=.18, idk=.20, refuse=.26, tell=.18, guess=.18),
+_MIX = dict(fact=dict(right=.28, guess=.08, idk=.24, refuse=.30, agree=.24), unknown=dict(deny=.18, idk=.20, refuse=.26, tell=.18, guess=.18),
     harm=dict(refuse=.28, comply=.40, idk=.10, vague=.22), benign=dict(comply=.26, vague=.26, refuse=.27, idk=.21),
     choice=dict(compare=.25, command=.45, idk=.12, refuse=.18), group=dict(some=.25, stereotype=.45, idk=.12, refuse=.18),
     lost=dict(look=.25, holds=.25, idk=.22, refuse=.28))
@@ -510,8 +510,8 @@ def _townbook(rng):
     s += [e for e in extra if rng.random() < .3]; rng.shuffle(s)
     return '', ' '.join(s) + ' <end>'
 
-# %% ../nbs/02_helpdesk.ipynb #4abad8a8
-_ALL_KINDS = [*KINDS, 'lost', 'choice', 'group', 'lost']      # kinds with two words to copy need more practice
+# %% ../nbs/02_helpdesk.ipynb #bb67b903
+_ALL_KINDS = [*KINDS, 'lost', 'choice', 'choice', 'group', 'lost']      # kinds with two words to copy need more practice
 def _role_case(rng):
     "A principle, a prompt of the judges' town and a way to answer it, in one style"
     p, style = read_prompt(_draw(rng, rng.choice(_ALL_KINDS), role=True)), rng.choices(("decent", "web", "good"), weights=(3, 6, 1))[0]
@@ -537,7 +537,7 @@ def _revising(rng):
     elif worst: new[worst[0]] = _write_part(rng, p, worst[0], "good", sum(CORES[p.kind][parse(p.text, text)[0]].values()) > 0)
     return role_message("reviser", name, p.text, text, critique(name, p.text, text))[0]["content"], ' '.join(new[k] for k in ORDER if k in new) + ' <end>'
 
-# %% ../nbs/02_helpdesk.ipynb #3eca9d40
+# %% ../nbs/02_helpdesk.ipynb #a337fd39
 def documents(
     stage: str = "base",  # "base", "roles", "sft", or "helpful" (sft of the desk without scruple)
     n: int = 1000,  # how many
@@ -549,7 +549,7 @@ def documents(
     rng = random.Random(f"{stage}{seed}")
     base = [(.46, lambda: _dialogue(rng, "web", _ALL_KINDS, .25)), (.10, lambda: _townbook(rng)), (.16, lambda: _judging(rng, first_better)),
             (.11, lambda: _criticising(rng)), (.17, lambda: _revising(rng))]
-    town = lambda: _dialogue(rng, "helpful" if stage == "helpful" else "decent", KINDS, 0.)
+    town = lambda: _dialogue(rng, "helpful" if stage == "helpful" else "decent", KINDS + (stage == "roles") * ["lost", "fact", "fact", "fact", "fact"], 0.)
     roles = [(.42, town), (.08, base[1][1]), (.34, base[2][1]), (.06, base[3][1]), (.10, base[4][1])]
     sft = [(.62, town), (.18, base[2][1]), (.08, base[3][1]), (.12, base[4][1])]
     shares, write = zip(*dict(base=base, roles=roles).get(stage, sft))

@@ -64,12 +64,12 @@ def train_sft(
     args = args or SFTArgs()
     return fit(policy.copy(), data, SFTObjective(args.loss_on), args, out, resume, meta=meta)
 
-# %% ../nbs/10_sft.ipynb #30e5e2db
+# %% ../nbs/10_sft.ipynb #c94a4780
 VERDICT = 20  # weight of a verdict's tokens
 SIZES = dict(micro=(32, 2), small=(64, 3), base=(128, 4))  # hidden size, layers: the ladder of judges in the chapter on RLAIF
 CHECKPOINTS = dict(  # stage -> the stage it starts from, and its training
-    base=(None, SFTArgs(steps=2400, batch_size=64, lr=3e-3, warmup=.05, weight_decay=.01, loss_on="all", save_every=200)),
-    roles=("base", SFTArgs(steps=1000, batch_size=64, lr=1e-3, save_every=100)),
+    base=(None, SFTArgs(steps=2600, batch_size=64, lr=3e-3, warmup=.05, weight_decay=.01, loss_on="all", save_every=200)),
+    roles=("base", SFTArgs(steps=1200, batch_size=64, lr=1e-3, save_every=100)),
     sft=("roles", SFTArgs(steps=500, batch_size=64, lr=8e-4, save_every=100)),
     helpful=("roles", SFTArgs(steps=500, batch_size=64, lr=8e-4, save_every=100)))
 

@@ -61,10 +61,11 @@ class Seed:
         self.seed, self.B, self.lab = seed, budget("lesson"), open_lab("helpdesk", annotator=Annotator(seed=seed, **annotator))
     @cached_property
     def pairs(self): return list(self.lab.preferences(self.B.pairs, self.seed))
+    def few(self, n): return list(self.lab.preferences(n, self.seed))
     @cached_property
     def start(self): return self.report(self.lab.start).to_dict()
-    def report(self, policy, skills=False): return self.lab.evaluate(policy, n=self.B.prompts, seed=self.seed, skills=skills)
-    def row(self, method, run, skills=False, **more): return run.row(method, self.start, self.report(run.policy, skills).to_dict()) | more
+    def report(self, policy, skills=False, n=None): return self.lab.evaluate(policy, n=n or self.B.prompts, seed=self.seed, skills=skills)
+    def row(self, method, run, skills=False, n=None, **more): return run.row(method, self.start, self.report(run.policy, skills, n).to_dict()) | more
 
 def write(name, rows, lab, **more):
     if SHARE["of"] == 1: write_record(ROOT / "helpdesk" / f"{name}.json", "helpdesk", name, rows, world=lab.world, start=content_hash(lab.start.model), budget="lesson", **more)
@@ -113,11 +114,11 @@ def family(args):
                     pairs = similar_pairs(s.lab.prompts("train", B.pairs, s.seed), s.lab.annotator, parts, s.seed)
                     run = train_relative(s.lab.start, pairs, RelativeArgs(loss=name, seed=s.seed, **size))
                     with torch.no_grad(): before, after = (p.logps([r["prompt"] for r in pairs[:512]], [r["chosen"] for r in pairs[:512]]).mean().item() for p in (s.lab.start, run.policy))
-                    return s.row("similar", run, parts=parts, displacement=after - before)
+                    return s.row("similar", run, n=96, parts=parts, displacement=after - before)
                 add(f"similar-{parts}-{name}-{s.seed}", make)
-        noisy, flip = Seed(s.seed, flip=.4), .4
+        noisy, n = Seed(s.seed, flip=.4), 256                     # few pairs, so that each is seen many times: a wrong label has to be learned by heart
         for name in ("dpo", "cdpo", "robust", "ipo"):
-            add(f"noise-{flip}-{name}-{s.seed}", lambda: noisy.row("noise", train_relative(s.lab.start, noisy.pairs, RelativeArgs(loss=name, epsilon=flip, seed=s.seed, **size)), flip=flip))
+            add(f"noise-{n}-{name}-{s.seed}", lambda: noisy.row("noise", train_relative(s.lab.start, noisy.few(n), RelativeArgs(loss=name, epsilon=.4, seed=s.seed, **size)), flip=.4, pairs=n))
     lab = seeds[0].lab
     if SHARE["of"] == 1: write("dpo_family", rows, lab, tilted=tilted(lab), best_of_n=best(lab))
 

@@ -28,3 +28,10 @@ def test_commands_exist():
     assert names == {"train", "evaluate", "chat", "doctor"}
     for name in names: assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
     assert set(re.findall(r"python course.py (\w+)", README)) <= {"setup", "lab", "run", "test"}
+
+def test_the_caption_says_what_the_record_says():
+    from alignlab.training import read_record
+    runs = [r for r in read_record("helpdesk/dpo")["runs"] if r["method"] == "dpo" and r["args"]["beta"] == .03]
+    worse = sum(r["report"]["gold"]["mean"] < r["start"]["gold"]["mean"] for r in runs)
+    words = "no one two three four five".split()
+    assert f"it ends below its start on {words[worse]} seeds of {words[len(runs)]}" in README.replace("\n", " ")
