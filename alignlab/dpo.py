@@ -102,7 +102,7 @@ def train_dpo(
     run.labels = min(len(data), args.steps * args.batch_size)
     return run
 
-# %% ../nbs/14_dpo.ipynb #a395f274
+# %% ../nbs/14_dpo.ipynb #2992d4d3
 def dpo_train(
     model: Policy,     # start policy
     preferences,       # rows with prompt, chosen, rejected
@@ -110,5 +110,5 @@ def dpo_train(
     steps: int = 64,
     seed: int = 0,
 ) -> Policy:  # trained; `model` is not changed
-    "The course card's name for DPO: a policy and preference pairs in, a better policy out."
+    "The course card's name for DPO: a policy and preference pairs in, a trained policy out."
     return train_dpo(model, preferences, DPOArgs(beta=beta, steps=steps, batch_size=min(64, len(preferences)), seed=seed)).policy
