@@ -69,6 +69,6 @@ def test_rebuilding_gives_the_same_behaviour(tmp_path):
     prompts = helpdesk.make_prompts("test", 600)
     share = [(helpdesk.gold(prompts, p.generate(prompts, max_new_tokens=96)).mean().item() + 1) / 2 for p in both]
     assert abs(share[0] - share[1]) < .03, share
-    for name, skill in helpdesk_skills(120).items():
+    for name, skill in helpdesk_skills(500).items():                            # fewer, and the standard error fills the band
         shipped, made = (skill(p, 0).mean().item() for p in both)
         assert abs(shipped - made) < .1, (name, shipped, made)
