@@ -21,7 +21,7 @@ from alignlab import helpdesk
 from alignlab.evaluation import best_of_n, tilted_optimum
 from alignlab.helpdesk import make_prompts
 from alignlab.labs import open_lab
-from alignlab.training import budget, content_hash, write_record
+from alignlab.training import budget, cached_rows, content_hash, write_record
 
 ROOT, DONE = Path(__file__).parents[1] / "alignlab" / "records", Path("runs/records")
 
@@ -59,8 +59,9 @@ class Seed:
     def __init__(self, seed, **annotator):
         from alignlab.helpdesk import Annotator
         self.seed, self.B, self.lab = seed, budget("lesson"), open_lab("helpdesk", annotator=Annotator(seed=seed, **annotator))
+        self.file = DONE / self.lab.world / ("-".join(["pairs", *(f"{k}{v}" for k, v in annotator.items()), str(seed)]) + ".jsonl")
     @cached_property
-    def pairs(self): return list(self.lab.preferences(self.B.pairs, self.seed))
+    def pairs(self): return cached_rows(self.file, lambda: list(self.lab.preferences(self.B.pairs, self.seed)))
     def few(self, n): return list(self.lab.preferences(n, self.seed))
     @cached_property
     def start(self): return self.report(self.lab.start).to_dict()
@@ -153,6 +154,7 @@ def sentiment(args):
                 run = train_dpo(lab.start, data, DPOArgs(steps=args.pairs // 8, batch_size=8, lr=lr, beta=.1, seed=seed, bf16=bf16))
                 return run.row("dpo", start, lab.evaluate(run.policy, n=args.prompts, seed=seed).to_dict())
             rows.append(cell(f"sentiment-{lab.world}/{args.pairs}-{lr}-{seed}", make))
+    if SHARE["of"] > 1: return
     prompts = lab.prompts("test", 32)
     pool = lab.start.sample(prompts, n=64, max_new_tokens=lab.max_new_tokens, seed=9)
     gold = lab.gold(pool.prompts, pool.text).view(len(prompts), -1)
