@@ -140,7 +140,7 @@ def doctor(
             print(f"{k.replace('_', ' '):<16} {'not known' if v is None else v}")
     if found["problems"]: raise typer.Exit(1)
 
-# %% ../nbs/32_cli.ipynb #4648d930
+# %% ../nbs/32_cli.ipynb #742954e8
 @dataclass(frozen=True)
 class Method:
     "What the command knows about a method; names, not objects, so that nothing is imported before it is needed"
@@ -150,9 +150,13 @@ class Method:
     data: str       # what it learns from, and the lab's method that gives it: preferences or demonstrations
     lr: float       # on a real model, all weights
     lora_lr: float  # on a real model, adapters only
+    rl: bool = False  # it samples, and takes a reward
 
 METHODS = dict(
     sft=Method("alignlab.sft", "train_sft", "SFTArgs", "demonstrations", 2e-5, 2e-4),
+    reward=Method("alignlab.reward_model", "train_reward", "RewardArgs", "preferences", 1e-5, 2e-4),
+    rlhf=Method("alignlab.rlhf", "train_rlhf", "PPOArgs", "preferences", 3e-6, 1e-4, rl=True),
+    grpo=Method("alignlab.group_rl", "train_grpo", "GroupArgs", "preferences", 3e-6, 1e-4, rl=True),
     dpo=Method("alignlab.dpo", "train_dpo", "DPOArgs", "preferences", 1e-5, 2e-4))
 
 def _method(name):
@@ -160,7 +164,7 @@ def _method(name):
     if name not in METHODS: raise ValueError(f"unknown method {name!r}: there are {', '.join(METHODS)}")
     return METHODS[name]
 
-# %% ../nbs/32_cli.ipynb #dbdb1850
+# %% ../nbs/32_cli.ipynb #42f73981
 def _make_args(name, given, b, real, lora, rows):
     "The method's arguments: `given` ones, then those of budget `b`, then defaults; on `real` models with `rows` rows of data"
     import torch
@@ -168,8 +172,9 @@ def _make_args(name, given, b, real, lora, rows):
     known, given = {f.name for f in fields(kind)}, {k: v for k, v in given.items() if v is not None}
     for k in given:
         if k not in known: raise ValueError(f"--{k.replace('_', '-')} means nothing to {name}: leave it out")
-    size = given.get("batch_size") or (b.real_batch if real else b.batch_size)
-    ours = dict(batch_size=size, steps=b.steps)
+    size = given.get("batch_size") or (b.real_batch if real else max(2, b.rl_batch // kind.group) if hasattr(kind, "group") else b.rl_batch if m.rl else b.batch_size)
+    ours = dict(batch_size=size, steps=b.rl_steps if m.rl else b.steps, minibatches=min(size, getattr(kind, "minibatches", 1)))
+    if name == "reward": ours.update(lr=1e-3, normalise=max(8, min(kind.normalise, rows)))
     if real:
         gpu = torch.cuda.is_available()
         ours.update(steps=b.real_steps or max(1, math.ceil(rows / size)), lr=m.lora_lr if lora else m.lr, max_length=512, bf16=gpu,
@@ -225,7 +230,7 @@ def _open(name, kind, model, data=None, eval_data=None, strict=False):
             raise
     return open_lab(name, model=model, data=data, eval_data=eval_data, strict=strict)
 
-# %% ../nbs/32_cli.ipynb #b775fe0b
+# %% ../nbs/32_cli.ipynb #ec4180e8
 def _take(lab, kind, n, seed, out):
     "The rows to train on, at most `n`: the user's, or the lab's, which are kept in the run's folder"
     from alignlab.training import cached_rows
@@ -233,30 +238,30 @@ def _take(lab, kind, n, seed, out):
         rows = list(lab.file.shuffle(seed=seed).select(range(min(n, len(lab.file)))))
         _check_words(lab.start, rows)
         return rows
-    if hasattr(lab, "train"): return list(getattr(lab, kind)(n, seed))        # of a file
-    return cached_rows(out / "data.jsonl", lambda: list(getattr(lab, kind)(n, seed)))
+    make = (lambda: [dict(prompt=p) for p in lab.prompts("train", n, seed)]) if kind == "prompts" else lambda: list(getattr(lab, kind)(n, seed))
+    return make() if hasattr(lab, "train") else cached_rows(out / "data.jsonl", make)      # rows of a file need no keeping
 
-# %% ../nbs/32_cli.ipynb #de9d43a0
+# %% ../nbs/32_cli.ipynb #c733f771
 def _check_out(out, resume):
     "ValueError unless the folder is new or empty, or a run's to be resumed"
     if any(p.exists() and not p.is_dir() for p in (out, *out.parents)): raise ValueError(f"--out {out.as_posix()}: a file stands in the way; choose another folder")
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(there, os.W_OK): raise ValueError(f"--out {out.as_posix()}: cannot be written to; choose another folder")
     inside = {p.name for p in out.iterdir()} if out.exists() else set()
-    if "run.json" in inside and not resume:
+    if inside & {"run.json", "reward"} and not resume:
         raise ValueError(f"{out.as_posix()} holds a run already: --resume goes on with it, or choose another folder (--out)")
-    if inside - {"data.jsonl"} and "run.json" not in inside:
+    if inside - {"data.jsonl", "reward"} and "run.json" not in inside:
         raise ValueError(f"{out.as_posix()} is not empty and holds no run: choose another folder (--out)")
     if "run.json" not in inside: (out / "data.jsonl").unlink(missing_ok=True)   # of a run that was stopped before it began
 
-# %% ../nbs/32_cli.ipynb #48b56e0c
+# %% ../nbs/32_cli.ipynb #0cf123b2
 @contextlib.contextmanager
 def _undo(out):
     "If what is inside fails before its first checkpoint, the folder it began goes away, and empty parents that it made"
     made = [p for p in (out, *out.parents) if not p.exists()]
     try: yield
     except Exception:
-        if out in made and not (out / "checkpoint" / "state.pt").exists():
+        if out in made and not any(out.glob("**/checkpoint/state.pt")):
             shutil.rmtree(out, ignore_errors=True)
             with contextlib.suppress(OSError):
                 for parent in made[1:]: parent.rmdir()
@@ -336,18 +341,20 @@ def _quiet():
         if bars[0]: log.enable_progress_bar()
         if not bars[1]: datasets.enable_progress_bars()
 
-# %% ../nbs/32_cli.ipynb #90a6e6e5
-def _check(method, lab, lora, budget, out, resume, given):
+# %% ../nbs/32_cli.ipynb #79f6280e
+def _check(method, lab, lora, budget, out, resume, given, reward):
     "All that can be wrong before data or model are touched: (row of the table, budget, folder)"
     from alignlab.training import _first_alone, budget as named
     m, b = _method(method), named(budget)
+    if reward and not m.rl: raise ValueError(f"--reward means nothing to {method}: leave it out")
+    if reward == "gold" and lab == "pairs": raise ValueError("--reward gold: nobody knows the true reward of pairs; leave it out to learn one, or give a folder of `alignlab train reward`")
     _make_args(method, given, b, lab != "helpdesk", lora, 1)
     out = Path(out) if out else _out_root() / "train" / f"{method}-{lab}-{given['seed']}"
     with _first_alone() as first:                                             # the others will find what the first has begun
         if first: _check_out(out, resume)
     return m, b, out
 
-# %% ../nbs/32_cli.ipynb #2c370607
+# %% ../nbs/32_cli.ipynb #3584a6ef
 def _note(out, **more):
     "Add to a run's run.json, whole or not at all"
     if not _FIRST: return
@@ -358,39 +365,57 @@ def _note(out, **more):
 
 _REAL_PROMPTS = dict(smoke=8, lesson=64, full=512)      # held-out pairs that a report of a real model reads
 
+def _rewarding(lab, lora, b, reward, args, rows):
+    "What RL needs beside prompts: the reward, how to learn one where none is given, and the truth to watch where it is known"
+    from alignlab.reward_model import load_reward_model
+    if reward: given = dict(reward=lab.gold if reward == "gold" else load_reward_model(reward))
+    else: given = dict(reward_args=_make_args("reward", dict(seed=args.seed), b, lab.name != "helpdesk", lora, rows))
+    if not reward: given["reward_args"].max_new_tokens = lab.max_new_tokens
+    return given | dict(watch=None if lab.name == "pairs" else lab.gold)
+
+def _report(lab, policy, n, seed):
+    "What the lab measures: of a policy on samples, of a reward model on held-out pairs"
+    from alignlab.reward_model import RewardModel, evaluate_reward
+    if not isinstance(policy, RewardModel): return lab.evaluate(policy, n=n, seed=seed)
+    return evaluate_reward(policy, list(lab.preferences(n, seed, split="test")), None if lab.name == "pairs" else lab.gold, seed)
+
 @_quiet()
-def _run(method, m, b, lab, lora, out, resume, n_eval, given):
+def _run(method, m, b, lab, lora, out, resume, n_eval, given, reward):
     "Train and measure: the object that `train` prints, and the lab and the policies for sample answers"
+    from alignlab.reward_model import reward_model
     real, there = lab.name != "helpdesk", len(getattr(lab, "file", getattr(lab, "train", range(b.pairs))))
     args = _make_args(method, given, b, real, lora, there)
+    if hasattr(args, "max_new_tokens"): args.max_new_tokens = lab.max_new_tokens
     n_eval = n_eval or (_REAL_PROMPTS[b.name] if real else b.prompts)
     if sys.stderr.isatty(): _say(f"loading {lab.model}")
     with _undo(out):
         lab.start                                                             # loads it: an unknown model is told before a word of progress
-        rows = _take(lab, m.data, min(there, args.steps * args.batch_size), args.seed, out)
+        more = _rewarding(lab, lora, b, reward, args, there) if m.rl else {}
+        n = min(there, max(a.steps * a.batch_size for a in (args, more.get("reward_args") or args)))
+        rows = _take(lab, "prompts" if reward else m.data, n, args.seed, out)
         _say(f"measuring the start on {n_eval} held-out prompts")
-        before = lab.evaluate(lab.start, n=n_eval, seed=args.seed)
+        before = _report(lab, reward_model(lab.start, args.seed) if method == "reward" else lab.start, n_eval, args.seed)
         _say(f"{method}: {args.steps} steps of {args.batch_size}, from {len(rows)} rows")
-        meta = dict(method=method, lab=lab.name, model=lab.model, reference=lab.model, budget=b.name, world=lab.world, lora=lora)
+        meta = dict(method=method, lab=lab.name, model=lab.model, reference=lab.model, budget=b.name, world=lab.world, lora=lora, **({"reward": reward or "learned"} if m.rl else {}))
         with contextlib.redirect_stderr(sys.stderr if sys.stderr.isatty() else _Log(sys.stderr)):
-            run = getattr(import_module(m.module), m.train)(_start_policy(lab, lora, args.seed), rows, args, out=out, resume=resume, meta=meta)
+            run = getattr(import_module(m.module), m.train)(_start_policy(lab, lora, args.seed), rows, args, out=out, resume=resume, meta=meta, **more)
     _say(f"trained in {run.seconds:.0f} s, {run.peak_gib:.1f} GiB of memory at most; measuring the result")
-    after = lab.evaluate(run.policy, n=n_eval, seed=args.seed)
+    after = _report(lab, run.policy, n_eval, args.seed)
     found = dict(method=method, lab=lab.name, model=lab.model, budget=b.name, seed=args.seed, **run.costs(), out=out.as_posix(),
                  start=before.to_dict(), report=after.to_dict())
     _note(out, start_report=found["start"], report=found["report"])
-    return found, lab, dict(before=lab.start, after=run.policy)
+    return found, lab, dict(before=lab.start, after=run.policy) if method != "reward" else {}
 
 def _start_policy(lab, lora, seed):
     "A fresh copy of the lab's start, with adapters if asked for"
     from alignlab.models import add_lora
     return add_lora(lab.policy(), seed=seed) if lora else lab.policy()
 
-# %% ../nbs/32_cli.ipynb #f99082d4
+# %% ../nbs/32_cli.ipynb #c62ab51b
 @app.command()
 def train(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
-    lab: Annotated[str, _opt("helpdesk (a small world with a known truth), sentiment (a real model, a toy reward) or pairs (your model, your preferences).")] = "helpdesk",
+    lab: Annotated[str, _opt("helpdesk (a small world with a known truth), sentiment or constraints (a real model, a program as truth), or pairs (your model, your preferences).")] = "helpdesk",
     model: Annotated[str | None, _opt("Start policy: a shipped name, smollm2-135m, a folder, or an id on the Hub.")] = None,
     data: Annotated[str | None, _opt("File to learn from: pairs, or demonstrations for sft.")] = None,
     eval_data: Annotated[str | None, _opt("Pairs to measure on; without it a tenth of the prompts is held out.")] = None,
@@ -404,6 +429,7 @@ def train(
     batch_size: Annotated[int | None, _opt("Rows a step.")] = None,
     max_length: Annotated[int | None, _opt("Most tokens of prompt and one completion.")] = None,
     n_eval: Annotated[int | None, _opt("Held-out prompts of each report.", min=1)] = None,
+    reward: Annotated[str | None, _opt("Of rlhf and grpo: a folder of `train reward`, or gold, the lab's own truth.", show_default="learned from the pairs first")] = None,
     out: Annotated[str | None, _opt("The run's folder.", show_default="$ALIGNLAB_OUT/train/METHOD-LAB-SEED")] = None,
     resume: Annotated[bool, _opt("Go on with the run in that folder.", "--resume")] = False,
     as_json: Annotated[bool, _opt("One JSON object on standard output.", "--json")] = False,
@@ -411,15 +437,15 @@ def train(
     "Train a policy with METHOD, and report what changed."
     given = dict(seed=seed, beta=beta, lr=lr, steps=steps, batch_size=batch_size, max_length=max_length)
     with contextlib.redirect_stdout(sys.stderr):                              # nothing gets in front of the JSON
-        m, b, folder = _check(method, lab, lora, budget, out, resume, given)
-        found, lab, policies = _run(method, m, b, _open(lab, m.data, model, data, eval_data, strict), lora, folder, resume, n_eval, given)
+        m, b, folder = _check(method, lab, lora, budget, out, resume, given, reward)
+        found, lab, policies = _run(method, m, b, _open(lab, m.data, model, data, eval_data, strict), lora, folder, resume, n_eval, given, reward)
         _note(folder, files={k: v and Path(v).resolve().as_posix() for k, v in dict(data=data, eval_data=eval_data).items()})
-        samples = [] if as_json else _samples(lab, policies, seed)
+        samples = [] if as_json or not policies else _samples(lab, policies, seed)
     if not _FIRST: return
     if as_json: return _print_json(found)
     _show(f"{method} on {found['lab']}, seed {seed}, {found['seconds']:.0f} s, in {found['out']}", dict(before=found["start"], after=found["report"]), samples)
 
-# %% ../nbs/32_cli.ipynb #fdf313a2
+# %% ../nbs/32_cli.ipynb #7590f7ae
 def _find(folder):
     "(folder of the policy, content of run.json or {}) of a run's folder or a model's; ValueError where it is neither"
     folder = Path(folder)
@@ -429,8 +455,11 @@ def _find(folder):
         except ValueError as e: raise ValueError(f"{folder.as_posix()}/run.json is damaged ({e}); its model can be measured by itself: {folder.as_posix()}/policy") from None
         if not (folder / "policy" / "config.json").exists():
             raise ValueError(f"{folder.as_posix()} holds a run that is not done: go on with it first (alignlab train … --resume)")
-        return folder / "policy", info
-    if (folder / "config.json").exists(): return folder, {}
+        folder = folder / "policy"
+    else: info = {}
+    if (folder / "config.json").exists():
+        if "SequenceClassification" in (folder / "config.json").read_text(): raise ValueError(f"{folder.as_posix()} holds a reward model, which gives numbers and no answers: train with it by --reward DIR")
+        return folder, info
     raise ValueError(f"{folder.as_posix()} is neither a run's folder (run.json, policy/) nor a model's (config.json)")
 
 # %% ../nbs/32_cli.ipynb #5977ddb8
@@ -473,12 +502,12 @@ def _measure(folder, against, lab, model, data, n, seed):
                  start=reports["start"], **({"against_report": reports["against"]} if against else {}), report=reports["policy"])
     return found | dict(samples=_samples(lab, policies, seed))
 
-# %% ../nbs/32_cli.ipynb #c871036a
+# %% ../nbs/32_cli.ipynb #4f8a7d6d
 @app.command()
 def evaluate(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A run's folder, or a model's.")],
     against: Annotated[str | None, _opt("Another run's folder, or a model's, to compare with.")] = None,
-    lab: Annotated[str | None, _opt("helpdesk, sentiment or pairs; else the run's.")] = None,
+    lab: Annotated[str | None, _opt("helpdesk, sentiment, constraints or pairs; else the run's.")] = None,
     model: Annotated[str | None, _opt("The reference; else what the run started from.")] = None,
     data: Annotated[str | None, _opt("File of pairs to measure on.")] = None,
     n: Annotated[int | None, _opt("Held-out prompts.", "--n", min=1)] = None,

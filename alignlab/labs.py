@@ -79,7 +79,7 @@ class Lab:
     def reference(self) -> Policy: "The start policy, frozen."; return self.start.frozen()
     def gold(self, prompts, completions, ended=True): "The true reward, where the lab knows it."; return None
 
-# %% ../nbs/07_labs.ipynb #85c37593
+# %% ../nbs/07_labs.ipynb #a469722f
 class HelpdeskLab(Lab):
     "The world of chapter 02: gold is known, annotators are simulated."
     name = "helpdesk"
@@ -92,15 +92,15 @@ class HelpdeskLab(Lab):
     def prompts(self, split="train", n=None, seed=0, kinds=None): return helpdesk.make_prompts(split, n or self.budget.prompts, seed, kinds)
     def gold(self, prompts, completions, ended=True): return helpdesk.gold(prompts, completions, ended)
     def demonstrations(self, n=None, seed=0, style="good"): return helpdesk.demonstrations(n or self.budget.pairs, seed, style)
-    def preferences(self, n=None, seed=0, judge=None):
-        return collect_preferences(self.start, self.prompts("train", n or self.budget.pairs, seed), judge or self.annotator, seed, max_new_tokens=self.max_new_tokens)
+    def preferences(self, n=None, seed=0, judge=None, split="train"):
+        return collect_preferences(self.start, self.prompts(split, n or self.budget.pairs, seed), judge or self.annotator, seed, max_new_tokens=self.max_new_tokens)
 
     def evaluate(self, policy, n=None, seed=0, against=None, skills=True, n_samples=1) -> Report:
         "Report on held-out prompts: gold, attributes, win rate against the start (or another policy), KL, length, skills."
         return evaluate(policy, self.prompts("test", n, seed + 1000), reference=self.start, measure=helpdesk.attributes, against=against or self.start,
                         n_samples=n_samples, max_new_tokens=self.max_new_tokens, seed=seed, skills=helpdesk_skills() if skills else None)
 
-# %% ../nbs/07_labs.ipynb #673295a6
+# %% ../nbs/07_labs.ipynb #6073ef0c
 class PairsLab(Lab):
     "A real model and a file of human preferences: no gold, but held-out pairs."
     name, max_new_tokens = "pairs", 64
@@ -111,9 +111,10 @@ class PairsLab(Lab):
         self.world = content_hash([*self.train, *self.held_out])[:12]
 
     def prompts(self, split="train", n=None, seed=0):
+        return self.preferences(n, seed, split)["prompt"][:]
+    def preferences(self, n=None, seed=0, split="train"):
         rows = self.train if split == "train" else self.held_out
-        return rows.shuffle(seed=seed).select(range(min(n or len(rows), len(rows))))["prompt"][:]
-    def preferences(self, n=None, seed=0): return self.train.shuffle(seed=seed).select(range(min(n or len(self.train), len(self.train))))
+        return rows.shuffle(seed=seed).select(range(min(n or len(rows), len(rows))))
     def demonstrations(self, n=None, seed=0):
         "The chosen replies as demonstrations."
         return [dict(prompt=r["prompt"], completion=r["chosen"]) for r in self.preferences(n, seed)]
@@ -146,7 +147,7 @@ class RewardAnnotator:
         self.labels += len(prompts)
         return torch.rand(len(prompts), generator=torch.Generator().manual_seed(seed)) < self.prefer(prompts, first, second)
 
-# %% ../nbs/07_labs.ipynb #066c380a
+# %% ../nbs/07_labs.ipynb #32670a44
 class RewardLab(Lab):
     "A real language model and a program as the truth: gold is what `measure` says."
     def measure(self, prompts, completions, ended=True): "{gold: (n,), attribute: (n,), …}."; raise NotImplementedError(f"{type(self).__name__} must define measure(prompts, completions, ended)")
@@ -158,7 +159,7 @@ class RewardLab(Lab):
         own = [b for b in self.all_prompts() if int(hashlib.sha1(b.encode()).hexdigest(), 16) % 10 in sides[split]]
         order = random.Random(seed).sample(own, len(own))
         return (order * (1 + (n or len(own)) // len(own)))[:n or len(own)]       # more than there are: the same again, to be sampled anew
-    def preferences(self, n=None, seed=0, judge=None): return collect_preferences(self.start, self.prompts("train", n or self.budget.pairs, seed), judge or self.annotator, seed, max_new_tokens=self.max_new_tokens)
+    def preferences(self, n=None, seed=0, judge=None, split="train"): return collect_preferences(self.start, self.prompts(split, n or self.budget.pairs, seed), judge or self.annotator, seed, max_new_tokens=self.max_new_tokens)
     def demonstrations(self, n=None, seed=0):
         "The chosen answers as demonstrations."
         return [dict(prompt=r["prompt"], completion=r["chosen"]) for r in self.preferences(n, seed)]

@@ -1,6 +1,7 @@
-"""Make the records of the chapters on reward models and reinforcement learning, all on helpdesk.
+"""Make the records of the chapters on reward models and reinforcement learning.
 
-    python benchmarks/rl_records.py [--seeds 5] [--share i/n]
+    python benchmarks/rl_records.py helpdesk [--seeds 5] [--share i/n]
+    python benchmarks/rl_records.py constraints [--seeds 1] [--steps 24] [--share i/n]    SmolLM2-135M: GRPO on verified constraints
 
 reward_model: accuracy by number of labels. rlhf: PPO at the lesson budget with a learned reward and with gold, over-optimization
 without a price of KL (many labels, few, the worst of three, shuffled), best-of-n by the same reward models, runs broken on purpose.
@@ -9,19 +10,21 @@ group_rl: RLOO, GRPO and variants at equal rollouts. Runs are kept under runs/re
 import argparse
 import random
 from functools import cache
-from pathlib import Path
 
 import torch
-from records import DONE, SHARE, Seed, cell, tilted, write
+from records import DONE, ROOT, SHARE, Seed, cell, tilted, write
 
 from alignlab import rlhf
 from alignlab.evaluation import best_of_n
 from alignlab.group_rl import GroupArgs, train_grpo
 from alignlab.helpdesk import make_prompts
 from alignlab.judges import calibration_error
+from alignlab.labs import open_lab
+from alignlab.models import add_lora
 from alignlab.preferences import collect_preferences
 from alignlab.reward_model import RewardArgs, load_reward_model, train_reward, worst_of
 from alignlab.rlhf import PPOArgs, train_rlhf
+from alignlab.training import content_hash, write_record
 
 FEW, OVER, BREAK = 128, 60, 20     # labels; steps of the long runs and of the broken ones
 SIZE = dict(steps=64, batch_size=32, lr=1e-3)
@@ -55,8 +58,8 @@ def reward(seed, labels, kind="right", again=0):
         run = train_reward(s.lab.start, shuffled(rows, seed) if kind == "shuffled" else rows, RewardArgs(seed=seed + 100 * again, **SIZE))
         run.policy.save(folder)
         return run.row("reward", {}, {}) | dict(labels=labels, kind=kind, again=again, quality=quality(run.policy, seed))
-    path, seen, of = DONE / s.lab.world / f"{name}.json", SHARE["seen"], SHARE["of"]
-    SHARE["of"] = 1; row = cell(f"{s.lab.world}/{name}", make); SHARE.update(seen=seen, of=of)      # whoever needs it makes it
+    kept = dict(SHARE); SHARE.update(mine=0, of=1)              # whoever needs it makes it
+    row = cell(f"{s.lab.world}/{name}", make); SHARE.update(kept)
     return row, load_reward_model(folder)
 
 def rewards(seed, kind):
@@ -101,11 +104,7 @@ def broken(name):
     finally: rlhf.token_rewards, rlhf.token_values, rlhf.sample_logps, rlhf.group_logps = kept
     return run.row("broken", s.start, s.report(run.policy, n=64).to_dict()) | dict(kind=name, what=BROKEN.get(name, "as it should be"))
 
-if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seeds", type=int, default=5); p.add_argument("--share")
-    args = p.parse_args()
-    if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
+def helpdesk(args):
     all_seeds, few = range(args.seeds), range(min(3, args.seeds))
     world = seed_of(0).lab.world
     ppo, group = [], []
@@ -115,7 +114,7 @@ if __name__ == "__main__":
             s = seed_of(seed); done = train(s.lab.start, prompts(seed), a, reward=s.lab.gold if by == "gold" else rewards(seed, by), watch=s.lab.gold)
             return s.row(method, done, skills=name == "ppo" and seed < 3) | dict(by=by, **more)
         add(rows, f"{name}-{seed}", make)
-        run(ppo, "ppo", s, "rlhf", train_rlhf, PPOArgs(seed=s), "many")
+    for s in all_seeds: run(ppo, "ppo", s, "rlhf", train_rlhf, PPOArgs(seed=s), "many")
     for s in few:
         for kind in ("many", "few", "ensemble", "shuffled"): add(ppo, f"over-{kind}-{s}", lambda: over(s, kind))
         add(ppo, f"over-priced-{s}", lambda: over(s, "many", .1))
@@ -129,3 +128,27 @@ if __name__ == "__main__":
         write("reward_model", rm, lab)
         write("rlhf", ppo, lab, tilted=tilted(lab))
         write("group_rl", group, lab)
+
+def constraints(args):
+    "Real text, a program as the reward; adapters, so that no second model is held"
+    lab, rows, answers, gpu = open_lab("constraints"), [], None, torch.cuda.is_available()
+    for seed in range(args.seeds):
+        def make():
+            nonlocal answers
+            start = lab.evaluate(lab.start, n=args.prompts, seed=seed).to_dict()
+            a = GroupArgs(steps=args.steps, batch_size=8, group=8, minibatches=2, lr=2e-4, beta=.05, seed=seed, max_new_tokens=lab.max_new_tokens, missing_end=0., bf16=gpu, micro_batch=None if gpu else 16)
+            data = [dict(prompt=p) for p in lab.prompts("train", args.steps * 8, seed)]
+            run = train_grpo(add_lora(lab.policy(), seed=seed), data, a, reward=lab.gold)
+            shown = lab.prompts("test", 4, seed=seed); told = [p.generate(shown, max_new_tokens=lab.max_new_tokens, seed=1) for p in (lab.start, run.policy)]
+            return run.row("grpo", start, lab.evaluate(run.policy, n=args.prompts, seed=seed).to_dict()) | dict(samples=[dict(prompt=p, before=b, after=c) for p, b, c in zip(shown, *told)])
+        rows.append(cell(f"constraints-{lab.world}/{args.steps}-{seed}", make))
+    if SHARE["of"] == 1:
+        write_record(ROOT / "constraints" / "grpo.json", "constraints", "grpo", rows, world=lab.world, start=content_hash(lab.start.model), budget="full", precision="bf16" if gpu else "fp32", samples=rows[0]["samples"])
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("record", choices=["helpdesk", "constraints"]); p.add_argument("--seeds", type=int, default=5); p.add_argument("--share")
+    p.add_argument("--steps", type=int, default=24); p.add_argument("--prompts", type=int, default=64)
+    args = p.parse_args()
+    if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
+    {"helpdesk": helpdesk, "constraints": constraints}[args.record](args)

@@ -375,3 +375,55 @@ def test_chat_remembers_the_conversation(tmp_path, monkeypatch):
     r = CliRunner().invoke(app, ['chat', 'model', '--max-new-tokens', '4'], input='hello\nagain\n')
     assert r.exit_code == 0 and 'gold' not in r.stdout and 'KL' not in r.stdout and r.stdout.count('model:') == 2, r.stderr
     assert [[m['role'] for m in p] for p in asked] == [['user'], ['user', 'assistant', 'user']] and asked[1][0]['content'] == 'hello'
+
+# ---- reinforcement learning
+
+@pytest.fixture(scope='module')
+def reward_run(tmp_path_factory):
+    "A folder of `train reward` at smoke, and its JSON"
+    folder = tmp_path_factory.mktemp('reward')/'run'
+    return folder, fine(f'train reward --n-eval 24 --out {folder}', ALIGNLAB_BUDGET='smoke')
+
+def test_reward_reports_accuracy(reward_run):
+    folder, found = reward_run
+    assert set(found['report']) == {'accuracy', 'log_loss', 'gold_accuracy'} and found['labels'] == 128 and found['report']['accuracy']['n'] == 24
+    estimates(found['report']); estimates(found['start'])
+    assert json.loads((folder/'run.json').read_text())['report'] == found['report']
+    bad(f'evaluate {folder}', 'holds a reward model', '--reward DIR')
+    bad(f'chat {folder}/policy', 'holds a reward model')
+
+def test_rlhf_in_one_line_or_two(reward_run):
+    "Learning the reward on the way gives the same policy as learning it before."
+    folder, _ = reward_run
+    one, two = fine('train rlhf --n-eval 16 --out one'), fine(f'train rlhf --n-eval 16 --reward {folder} --out two')
+    assert one['labels'] == 128 and one['models_in_memory'] == 4 and one['tokens_generated'] > two['tokens_generated'] > 0 and two['labels'] == 0
+    assert _weights('one') == _weights('two') and one['report']['gold'] == two['report']['gold'] and (Path('one')/'reward'/'policy'/'config.json').exists()
+    history = [json.loads(line) for line in Path('two/history.jsonl').read_text().splitlines()]
+    assert len(history) == 8 and abs(history[0]['kl']) < 1e-3 and all(-1 <= h['gold'] <= 1 for h in history)
+    assert json.loads(Path('two/run.json').read_text())['meta']['reward'] == str(folder)
+
+def _weights(folder): return (Path(folder)/'policy'/'model.safetensors').read_bytes()
+
+def test_grpo_on_gold_and_resumed(monkeypatch):
+    found = fine('train grpo --reward gold --n-eval 16 --out g')
+    assert found['models_in_memory'] == 2 and found['labels'] == 0 and found['report']['gold']['n'] == 16
+    again = fine('train grpo --reward gold --n-eval 16 --out g --resume')
+    assert again['report'] == found['report'] and sorted(json.loads(Path('g/data.jsonl').read_text().splitlines()[0])) == ['prompt']
+
+def test_rl_wrong_use():
+    bad('train dpo --reward gold', '--reward means nothing to dpo')
+    bad('train rlhf --lab pairs --reward gold --data x.jsonl', 'nobody knows the true reward')
+    bad('train rlhf --reward nowhere', 'nowhere holds no reward model')
+    bad('train grpo --max-length 20', '--max-length means nothing to grpo')
+    assert not Path('runs').exists() or not any(Path('runs').rglob('run.json'))
+
+def test_rlhf_killed_between_its_stages(reward_run):
+    "A run that has only its reward model goes on with --resume, is told so without, and loses nothing."
+    import shutil
+    folder, _ = reward_run
+    fine('train rlhf --n-eval 16 --out whole')
+    shutil.copytree('whole/reward', 'part/reward'); shutil.copy('whole/data.jsonl', 'part/data.jsonl')
+    bad('train rlhf --n-eval 16 --out part', '--resume goes on with it')
+    before = (Path('part')/'reward'/'history.jsonl').read_bytes()
+    fine('train rlhf --n-eval 16 --out part --resume')
+    assert _weights('part') == _weights('whole') and (Path('part')/'reward'/'history.jsonl').read_bytes() == before

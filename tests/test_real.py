@@ -42,3 +42,27 @@ def test_dpo_on_sentiment(smollm2, tmp_path, monkeypatch):
     assert start['kl']['mean'] == pytest.approx(0, abs=1e-3) and -1 <= report['gold']['mean'] <= 1 and report['win_rate']['n'] == 4 and found['labels'] == 4
     measured, _ = command('evaluate', 'run', '--n', 4)
     assert measured['lab'] == 'sentiment' and _flat(measured['report'])['gold']['mean'] == pytest.approx(report['gold']['mean'], abs=1e-3)
+
+def test_rlhf_on_sentiment(smollm2, tmp_path, monkeypatch):
+    "A real model, its reward learned from pairs, then PPO; and the program itself as the reward."
+    pytest.importorskip('vaderSentiment'); monkeypatch.chdir(tmp_path)
+    found, _ = command('train', 'rlhf', '--lab', 'sentiment', '--n-eval', 4, '--out', 'learned')
+    history = [json.loads(line) for line in (tmp_path/'learned'/'history.jsonl').read_text().splitlines()]
+    assert len(history) == 2 and abs(history[0]['kl']) < 1e-3 and history[0]['ratio'] == pytest.approx(1, abs=1e-3) and found['labels'] == 4 and found['models_in_memory'] == 4
+    assert (tmp_path/'learned'/'reward'/'policy'/'config.json').exists() and _flat(found['report'])['kl']['mean'] != 0
+    found, _ = command('train', 'grpo', '--lab', 'sentiment', '--reward', 'gold', '--n-eval', 4, '--lora', '--out', 'gold')
+    history = [json.loads(line) for line in (tmp_path/'gold'/'history.jsonl').read_text().splitlines()]
+    assert history[0]['score'] == pytest.approx(history[0]['gold'], abs=2) and abs(history[0]['kl']) < 1e-3 and found['labels'] == 0
+
+def test_grpo_on_constraints(smollm2, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, _ = command('train', 'grpo', '--lab', 'constraints', '--reward', 'gold', '--n-eval', 4, '--out', 'run')
+    start = _flat(found['start'])
+    assert set(start) >= {'gold', 'attributes.word', 'attributes.short', 'attributes.question'} and start['gold']['mean'] == pytest.approx(sum(start[f'attributes.{k}']['mean'] for k in ('word', 'short', 'question')) / 3, abs=1e-6)
+
+def test_rlhf_on_hh(smollm2, shared_data, tmp_path, monkeypatch):
+    "A reward model from human preferences, and two steps of PPO against it."
+    monkeypatch.chdir(tmp_path)
+    found, _ = command('train', 'rlhf', '--lab', 'pairs', '--data', shared_data/'hh_harmless'/'test.jsonl.gz', '--n-eval', 2, '--lora', '--out', 'run')
+    history = [json.loads(line) for line in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
+    assert len(history) == 2 and abs(history[0]['kl']) < 1e-3 and 'gold' not in history[0] and found['labels'] == 4
