@@ -21,6 +21,7 @@ from alignlab import helpdesk
 from alignlab.evaluation import best_of_n, tilted_optimum
 from alignlab.helpdesk import make_prompts
 from alignlab.labs import open_lab
+from alignlab.models import kl_per_token
 from alignlab.training import budget, cached_rows, content_hash, write_record
 
 ROOT, DONE = Path(__file__).parents[1] / "alignlab" / "records", Path("runs/records")
@@ -82,7 +83,18 @@ def dpo(args):
                 data = dict(dpo=lambda: s.pairs).get(method, lambda: [swapped(r) if method == "dpo-swapped" or coin.random() < .5 else r for r in s.pairs])()
                 return s.row(method, train_dpo(s.lab.start, data, DPOArgs(steps=B.steps, batch_size=B.batch_size, beta=beta, seed=s.seed)), skills=method == "dpo" and beta == .1)
             rows.append(cell(f"{s.lab.world}/{method}-{beta}-{s.seed}", make))
-    write("dpo", rows, s.lab, tilted=tilted(s.lab) if SHARE["of"] == 1 else None)
+    if SHARE["of"] == 1: write("dpo", rows, s.lab, tilted=tilted(s.lab), samples=samples(Seed(0)))
+
+def samples(s, beta=.5, n=3):
+    "Answers before and after the run of that beta, which is made again: the chapter opens with them"
+    from alignlab.dpo import DPOArgs, train_dpo
+    run = train_dpo(s.lab.start, s.pairs, DPOArgs(steps=s.B.steps, batch_size=s.B.batch_size, beta=beta, seed=s.seed))
+    prompts, out = s.lab.prompts("test", n, seed=5), []
+    for name, p in (("before", s.lab.start), (f"after DPO, beta {beta}", run.policy)):
+        sample = p.sample(prompts, max_new_tokens=s.lab.max_new_tokens, seed=1)
+        with torch.no_grad(): kl = kl_per_token(p, s.lab.start, sample).sum(1).tolist()
+        out += [dict(policy=name, prompt=x, completion=c, gold=g, kl=k) for x, c, g, k in zip(prompts, sample.text, s.lab.gold(prompts, sample.text, sample.ended.tolist()).tolist(), kl)]
+    return out
 
 def similar_pairs(prompts, annotator, parts, seed):
     "Pairs that differ in so many of ten parts, labelled by annotators"

