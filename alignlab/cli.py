@@ -164,7 +164,7 @@ def _method(name):
     if name not in METHODS: raise ValueError(f"unknown method {name!r}: there are {', '.join(METHODS)}")
     return METHODS[name]
 
-# %% ../nbs/32_cli.ipynb #42f73981
+# %% ../nbs/32_cli.ipynb #1a2078ee
 def _make_args(name, given, b, real, lora, rows):
     "The method's arguments: `given` ones, then those of budget `b`, then defaults; on `real` models with `rows` rows of data"
     import torch
@@ -174,11 +174,12 @@ def _make_args(name, given, b, real, lora, rows):
         if k not in known: raise ValueError(f"--{k.replace('_', '-')} means nothing to {name}: leave it out")
     size = given.get("batch_size") or (b.real_batch if real else max(2, b.rl_batch // kind.group) if hasattr(kind, "group") else b.rl_batch if m.rl else b.batch_size)
     ours = dict(batch_size=size, steps=b.rl_steps if m.rl else b.steps, minibatches=min(size, getattr(kind, "minibatches", 1)))
-    if name == "reward": ours.update(lr=1e-3, normalise=max(8, min(kind.normalise, rows)))
+    if name == "reward": ours.update(lr=1e-3)
     if real:
         gpu = torch.cuda.is_available()
         ours.update(steps=b.real_steps or max(1, math.ceil(rows / size)), lr=m.lora_lr if lora else m.lr, max_length=512, bf16=gpu,
                     micro_batch=None if gpu else min(2, size))                # on a CPU memory is what runs out
+    if name == "reward": ours.update(normalise=max(8, min(kind.normalise, rows, ours["steps"] * size)))     # no more samples than pairs
     return kind(**{k: v for k, v in ours.items() if k in known} | given)
 
 # %% ../nbs/32_cli.ipynb #217cbf43
