@@ -231,7 +231,7 @@ def wrong_lines(here):
         (f'train dpo {pairs}{files["few"]} --strict', ['few.jsonl', 'strict']),
         (f'train sft {pairs}{files["torn"]}', ['torn.jsonl, line 3']),
         ('train dpo --model nobody-knows', ['nobody-knows']),
-        ('train telepathy', ['telepathy', 'sft, reward, rlhf, grpo, dpo']),
+        ('train telepathy', ['telepathy', 'sft, reward, rlhf, grpo, dpo, rlaif']),
         ('train dpo --beta 0', ['--beta', '> 0']), ('train dpo --beta -1', ['--beta']), ('train dpo --beta nan', ['--beta']), ('train dpo --lr inf', ['--lr']),
         ('train sft --beta .1', ['--beta', 'sft']), ('train dpo --steps 0', ['--steps']), ('train dpo --batch-size 0', ['--batch-size']),
         ('train dpo --seed -1', ['--seed']), ('train dpo --max-length 2', ['--max-length']), ('train dpo --n-eval 0', ['--n-eval']),
@@ -427,3 +427,51 @@ def test_rlhf_killed_between_its_stages(reward_run):
     before = (Path('part')/'reward'/'history.jsonl').read_bytes()
     fine('train rlhf --n-eval 16 --out part --resume')
     assert _weights('part') == _weights('whole') and (Path('part')/'reward'/'history.jsonl').read_bytes() == before
+
+# --- judges
+def test_judge_on_helpdesk_prints_two_truths_and_keeps_labels():
+    found = fine('judge --n 24 --out judged')
+    assert set(found['truths']) == {'labels of the annotators', 'gold'} and found['pairs'] == 24 and found['judge'] == 'lm'
+    for t in found['truths'].values():
+        assert {'lm', 'lm, both orders', 'longest wins', 'random'} <= set(t['rows']) and 0 <= t['rows']['lm']['agreement'] <= 1 and t['calibration']['lm']
+    assert 'labels' in found['truths']['gold']['rows'] and found['truths']['labels of the annotators']['rows']['lm']['calls'] == 24 * 5
+    assert sorted(p.name for p in Path('judged').iterdir()) == ['calibration.png', 'labels.jsonl', 'report.json']
+    rows = [json.loads(line) for line in Path('judged/labels.jsonl').read_text().splitlines()]
+    assert len(rows) == 24 and all(.5 < r['p_chosen'] <= 1 for r in rows)
+    again = fine('judge judged/labels.jsonl --judge gold'); assert again['truths']['gold']['rows']['gold']['agreement'] == 1     # a file of pairs, judged by the truth
+    r = command('judge --n 8 --judge likelihood'); assert r.exit_code == 0 and r.stdout.count('truth:') == 2 and 'picks first' in r.stdout
+
+def test_judge_and_train_through_a_server(tmp_path, monkeypatch):
+    "A file of real text, a server, a budget; and the same questions again for nothing, as training labels."
+    from test_real_judges import Fake
+    chat_model('chat'); jsonl('pairs.jsonl', [dict(prompt=f'Say {i}.', chosen=f'{i} it is, and gladly.', rejected=f'no{i}') for i in range(30)])
+    def longer(question, *a):
+        a, b = question.split('[Answer A]\n')[1].split('\n\n[Answer B]\n'); return 'A' if len(a) > len(b.split('\n\nReply')[0]) else 'B', None
+    with Fake(longer) as f:
+        found = fine(f'judge pairs.jsonl --judge api --model judy --base-url {f.url} --price 1,2 --max-cost 1')
+        row = found['truths']['labels of the file']['rows']['judy']
+        assert row['agreement'] == 1 and found['account']['calls'] == 60 and found['account']['without_logprobs'] == 60 and 0 < found['account']['dollars'] < 1
+        r = command(f'judge pairs.jsonl --judge api --model other --base-url {f.url} --price 1,2 --max-cost 0.000001')
+        assert r.exit_code == 2 and not r.stdout and 'about 5,' in r.stderr.splitlines()[0] and 'budget of $1e-06 is used up' in r.stderr.splitlines()[-1] and len(f.bodies) == 60
+        said = len(f.bodies); found = fine(f'train rlaif {chat(Path("."))} --data pairs.jsonl --judge api --judge-model judy --base-url {f.url}')
+        assert len(f.bodies) == said and found['judge_calls'] == 0 and found['labels'] == 0 and found['method'] == 'rlaif'         # all replies were in the cache
+        labels = [json.loads(line) for line in Path('runs/train/rlaif-pairs-0/labels.jsonl').read_text().splitlines()]
+        assert all(len(r['chosen'] if isinstance(r['chosen'], str) else r['chosen'][0]['content']) > 8 for r in labels[:-1])
+
+@pytest.mark.parametrize('way', ['dpo', 'ppo', 'direct'])
+def test_rlaif_three_ways(way):
+    found = fine(f'train rlaif --way {way} --steps 2 --batch-size 8 --n-eval 8 --out run')
+    assert found['labels'] == 0 and found['judge_calls'] >= 80 and json.loads(Path('run/run.json').read_text())['meta']['way'] == way
+    again = fine(f'train rlaif --way {way} --steps 2 --batch-size 8 --n-eval 8 --out run --resume')
+    assert again['report']['gold'] == found['report']['gold'] and again['judge_calls'] == found['judge_calls']
+    estimates(found['report'])
+
+def test_judges_wrong_use(monkeypatch):
+    for name in ('OPENAI_API_KEY', 'OPENAI_BASE_URL'): monkeypatch.delenv(name, raising=False)
+    jsonl('pairs.jsonl', [dict(prompt=f'q{i}', chosen='a', rejected='b') for i in range(3)])
+    for line, *said in [('judge nothing.jsonl', 'no such file'), ('judge pairs.jsonl --judge api', '--model'), ('judge pairs.jsonl --judge api --model gpt-4', 'shut it down on 2026-10-23', '--model'),
+                        ('judge --judge api --model m', 'OPENAI_API_KEY', '--base-url'), ('judge --judge oracle', 'lm, likelihood, gold, api'), ('judge --price 1,2', 'go with --judge api'), ('judge --judge api --model m --price dear', 'two numbers'),
+                        ('judge pairs.jsonl --judge gold', 'nobody knows their true reward'), ('train dpo --way ppo', '--way means nothing to dpo'), ('train rlaif --way up', 'dpo, ppo, direct'), ('train rlaif --reward gold', '--judge'),
+                        ('train rlaif --judge api', '--judge-model'), ('train rlaif --judge-model m', 'goes with --judge api'), ('train rlaif --lab pairs --data pairs.jsonl --judge gold', 'nobody knows'), ('train rlaif --way direct --judge lm', 'leave --judge out')]:
+        bad(line, *said)
+    assert not Path('runs').exists() or not any(Path('runs').rglob('run.json'))
