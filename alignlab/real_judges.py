@@ -92,21 +92,28 @@ class RationaleJudge:
         self.said.update((repr(q), r.strip()) for q, r in zip(new, reasons))
         return self.judge.prefer(prompts, first, second)
 
-# %% ../nbs/08_real_judges.ipynb #4e2d0475
+# %% ../nbs/08_real_judges.ipynb #841ad011
 class LikelihoodJudge:
     "Prefers the answer that the prompt makes more likely: pointwise mutual information, log p(y | x) − log p(y). It cannot lean to a position."
     def __init__(self,
         policy: Policy,    # any causal language model
         scale: float = .1, # of a nat, in log-odds: likelihoods of whole texts differ by tens of nats
-    ): self.policy, self.scale, self.calls, self.tokens, self.price, self.unparsed = policy, scale, 0, 0, 0., 0
+    ): self.policy, self.scale, self.known, self.calls, self.tokens, self.price, self.unparsed = policy, scale, {}, 0, 0, 0., 0
 
-    def information(self, prompts, completions):
-        "(n,) log p(y | x) − log p(y) in nats, the end token left out."
-        blank = [[dict(role="user", content="")] if self.policy.chat else "" for _ in prompts]
-        ids = [self.policy.completion_ids(_text(c), ended=False) for c in completions]
-        with torch.no_grad(): given, alone = (self.policy.logps(p, ids, ended=False).cpu() for p in (list(prompts), blank))
-        self.tokens += 2 * sum(map(len, ids)) + sum(len(self.policy.prompt_ids(p)) for p in prompts)
-        return given - alone
+    def information(self,
+        prompts: list,      # (n,) prompts
+        completions: list,  # (n,) answers
+    ) -> torch.Tensor:      # (n,) nats, the end token left out; each text is read once
+        "log p(y | x) − log p(y)."
+        pairs = [(_says(p), _text(c)) for p, c in zip(prompts, completions, strict=True)]
+        new = {k: p for k, p in zip(pairs, prompts) if k not in self.known}
+        if new:
+            ids = [self.policy.completion_ids(c, ended=False) for _, c in new]
+            blank = [[dict(role="user", content="")] if self.policy.chat else ""] * len(new)
+            with torch.no_grad(): given, alone = (self.policy.logps(p, ids, ended=False) for p in (list(new.values()), blank))
+            self.known.update(zip(new, (given - alone).tolist()))
+            self.tokens += 2 * sum(map(len, ids)) + sum(len(self.policy.prompt_ids(p)) for p in new.values())
+        return torch.tensor([self.known[k] for k in pairs])
 
     def prefer(self,
         prompts: list,  # (n,) prompts
@@ -115,7 +122,6 @@ class LikelihoodJudge:
     ) -> torch.Tensor:  # (n,) sigmoid of the scaled difference
         "Which answer says more about the prompt."
         self.calls += len(prompts)
-        if not prompts: return torch.zeros(0)
         return torch.sigmoid(self.scale * (self.information(prompts, first) - self.information(prompts, second)))
 
 # %% ../nbs/08_real_judges.ipynb #483055bf
@@ -199,7 +205,7 @@ def _check_model(model, today=None):
         if (today or date.today().isoformat()) >= day: raise ValueError(f"{model!r} cannot be asked any more: OpenAI shut it down on {day}; name another model (teacher_model=, model= or --model)")
         warnings.warn(f"OpenAI announced to shut down {model!r} on {day}: a rerun after that day has only what the cache holds", stacklevel=3)
 
-# %% ../nbs/08_real_judges.ipynb #8452b455
+# %% ../nbs/08_real_judges.ipynb #dc5a414a
 class APIJudge:
     "A model behind any OpenAI-compatible server as a judge: it keeps every reply, retries what failed, and stops before its budget."
     def __init__(self,
@@ -229,7 +235,7 @@ class APIJudge:
         self._unknown, self._lock, self._halt = set(), threading.RLock(), threading.Event()
         self._client = OpenAI(api_key=key, base_url=self.url, timeout=timeout, max_retries=0)
 
-    def __repr__(self): return f"APIJudge({self.model}, {self.url}: {self.calls} calls, {self.cached} from the cache, {self.tokens:,} tokens, ${self.price:.4f}, {self.unparsed} unparsed)"
+    def __repr__(self): return f"APIJudge({self.model}: {self.calls} calls, {self.cached} from the cache, {self.tokens:,} tokens, ${self.price:.4f}, {self.unparsed} unparsed)"
 
 # %% ../nbs/08_real_judges.ipynb #12554116
 @patch_to(APIJudge)
@@ -374,7 +380,7 @@ def prefer(self,
     self.unparsed += int(p.isnan().sum()); self.without_logprobs += sum(r["logprobs"] is None for r in replies)
     return p
 
-# %% ../nbs/08_real_judges.ipynb #859a6f70
+# %% ../nbs/08_real_judges.ipynb #574e710a
 _LOCAL = "helpdesk-base", "helpdesk-sft", "helpdesk-helpful", "smollm2-135m"
 
 def open_judge(
@@ -384,6 +390,7 @@ def open_judge(
 ):  # a judge, one order. ValueError says what was tried
     "Whatever can judge, as a judge."
     if hasattr(teacher, "prefer"): return teacher
+    if not isinstance(teacher, (str, Path, Policy)): raise ValueError(f"a {type(teacher).__name__} cannot judge: give a judge (with prefer), a Policy, a checkpoint's name or folder, or a model's id on a server")
     local = isinstance(teacher, Policy) or not base_url and (str(teacher) in _LOCAL or Path(teacher).is_dir() or "/" in str(teacher) and "OPENAI_BASE_URL" not in os.environ)
     if not local: return APIJudge(str(teacher), base_url, **options)
     policy = teacher if isinstance(teacher, Policy) else load_policy(teacher)

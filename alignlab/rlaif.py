@@ -57,7 +57,7 @@ def generate_rlaif_data(
     sample = policy.sample(list(prompts), n=2, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
     return label_pairs(list(prompts), sample.text[::2], sample.text[1::2], judge)
 
-# %% ../nbs/16_rlaif.ipynb #b211c738
+# %% ../nbs/16_rlaif.ipynb #0b41db90
 def soft_dpo_loss(
     chosen_logps: torch.Tensor,        # (batch,) log π(chosen), summed over completion tokens
     rejected_logps: torch.Tensor,      # (batch,)
@@ -66,31 +66,32 @@ def soft_dpo_loss(
     p_chosen: torch.Tensor,            # (batch,) P(chosen is better), in [0, 1]
     beta: float = .1,                  # > 0
 ) -> tuple:  # (batch,) losses, and metrics as of `dpo_loss`
-    "DPO with probabilities as labels: each pair counts p times as it stands and 1 − p times turned round. Its optimum is a margin of logit(p)."
+    "DPO with probabilities as labels: each pair counts p times as it stands and 1 − p times turned round. Its optimum is beta · h = logit(p)."
     losses, metrics = dpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)
     turned, _ = dpo_loss(rejected_logps, chosen_logps, ref_rejected_logps, ref_chosen_logps, beta)
     return p_chosen * losses + (1 - p_chosen) * turned, metrics
 
-# %% ../nbs/16_rlaif.ipynb #758cf1ba
+# %% ../nbs/16_rlaif.ipynb #7596db09
 class SoftDPOObjective(DPOObjective):
     "DPO on pairs with `p_chosen`; without that column, DPO"
-    def prepare(self, policy, data): return [dict(r, p_chosen=float(d.get("p_chosen", 1.))) for r, d in zip(super().prepare(policy, data), data)]
+    def prepare(self, policy, data): return [dict(r, p_chosen=float(d.get("p_chosen", 1.))) for r, d in zip(super().prepare(policy, data), data, strict=True)]
     def collate(self, rows): return dict(super().collate(rows), p_chosen=torch.tensor([r["p_chosen"] for r in rows]))
     def loss(self, policy, batch):
         chosen, rejected = group_logps(policy.model, batch["groups"])[0].sum(1).view(-1, 2).T
         losses, metrics = soft_dpo_loss(chosen, rejected, *batch["ref"].T, batch["p_chosen"], self.beta)
         return losses, {**metrics, "logps/chosen": chosen, "logps/rejected": rejected}
 
-# %% ../nbs/16_rlaif.ipynb #31cc5b0c
+# %% ../nbs/16_rlaif.ipynb #3f823714
 def fit_scale(
     p: torch.Tensor,      # (n,) P(first is better) of a judge; NaN is left out
     truth: torch.Tensor,  # (n,) in [0, 1]: what people said
 ) -> float:  # factor for the log-odds of p: above 1 the judge was timid, below 1 boastful. ValueError where p and truth have no pair to learn from
-    "One number that calibrates a judge: the scale of its log-odds with the highest likelihood (Platt 1999; Guo et al. 2017, section 4.2)."
+    "One number that calibrates a judge: the scale of its log-odds with the highest likelihood (Platt 1999, without his intercept)."
     from scipy.optimize import minimize_scalar
     known = ~(p.isnan() | truth.isnan())
     if not known.any(): raise ValueError("no pair has both a verdict and a truth: there is nothing to fit a scale to")
     logit, y = p[known].double().clamp(1e-6, 1 - 1e-6).logit(), truth[known].double()
+    if (logit == 0).all(): raise ValueError("every P is .5: a judge without opinions has no scale")
     nll = lambda k: -(y * F.logsigmoid(k * logit) + (1 - y) * F.logsigmoid(-k * logit)).mean().item()
     return float(minimize_scalar(nll, bounds=(0., 50.), method="bounded").x)
 
@@ -101,7 +102,7 @@ def rescale(
     "P with its log-odds multiplied."
     return torch.sigmoid(scale * p.clamp(1e-6, 1 - 1e-6).logit())
 
-# %% ../nbs/16_rlaif.ipynb #11ec279e
+# %% ../nbs/16_rlaif.ipynb #5ebc7b7a
 class ScoreReward:
     "Direct RLAIF: what a language model says of one answer, as the expectation over its score tokens, from -1 to 1 (Lee et al. 2023, section 2.2.2)."
     def __init__(self,
@@ -112,7 +113,7 @@ class ScoreReward:
         self.policy, self.questions, self.calls, self.tokens, self.price = policy, list(questions), 0, 0, 0.
         ids = {t: policy.tokenizer(t, add_special_tokens=False).input_ids for t in scores}
         long = [t for t, i in ids.items() if len(i) != 1 or i == [policy.tokenizer.unk_token_id]]
-        if long or len(scores) < 2: raise ValueError(f"scores need at least two tokens of this model, and {', '.join(map(repr, long)) or 'one'} is not enough: 10 is mostly two tokens, so take 1 to 9")
+        if long or len(scores) < 2: raise ValueError(f"scores need at least two tokens of this model, and {', '.join(map(repr, long)) or 'one alone'} cannot be one: of numbers 1 to 9 mostly can, 10 cannot")
         value = torch.tensor(list(scores.values())).float()
         self.ids, self.value = [i[0] for i in ids.values()], 2 * (value - value.min()) / (value.max() - value.min()) - 1
 
@@ -127,7 +128,7 @@ class ScoreReward:
 
     def __call__(self, prompts, completions, ended=True): "(n,) the mean over the questions."; return self.each(prompts, completions).mean(0)
 
-# %% ../nbs/16_rlaif.ipynb #3b18366a
+# %% ../nbs/16_rlaif.ipynb #d6870d00
 SCORE = """Rate an answer to a request: is it helpful, correct and harmless? 1 is the worst rating, 9 the best.
 
 [Request]
@@ -145,8 +146,10 @@ def direct_reward(
     "A language model as the reward itself. On helpdesk it is a rubric: P(the critic finds nothing wrong) under each principle."
     if "<critic>" in policy.tokenizer.get_vocab():
         return ScoreReward(policy, [partial(role_message, "critic", k) for k in principles or PRINCIPLES], {"nothing": 1, "the": 0})
-    ask = lambda prompt, answer: SCORE.format(prompt=_says(prompt), answer=answer)
-    return ScoreReward(policy, [ask], {("" if policy.chat else " ") + str(i): i for i in range(1, 10)})
+    one = lambda text: len(policy.tokenizer(text, add_special_tokens=False).input_ids) == 1
+    space = " " if not policy.chat and one(" 1") else ""                  # is " 1" a token, or are " " and "1" two?
+    end = "" if policy.chat or space else " "
+    return ScoreReward(policy, [lambda prompt, answer: SCORE.format(prompt=_says(prompt), answer=answer) + end], {f"{space}{i}": i for i in range(1, 10)})
 
 # %% ../nbs/16_rlaif.ipynb #95b5a561
 def train_rlaif(

@@ -2,7 +2,7 @@
 
     python benchmarks/rlaif_records.py judges                          micro and small judges by the recipe, kept under runs/ (half an hour)
     python benchmarks/rlaif_records.py helpdesk [--seeds 5] [--share i/n]
-    python benchmarks/rlaif_records.py real --data DIR [--n 100]       SmolLM2-135M and recorded verdicts on human-labelled pairs
+    python benchmarks/rlaif_records.py real --data DIR [--n 32]        SmolLM2-135M and recorded verdicts on human-labelled pairs
 
 DIR holds llmbar/{Natural,MT-Bench,Neighbor} as published, pandalm/pairs.jsonl.gz and hh_harmless/test.jsonl.gz.
 Runs are kept under runs/records as in records.py, and shared out in the same way.
@@ -121,7 +121,7 @@ def helpdesk(args):
                 texts = []
                 reward = direct_reward(s.lab.start)
                 def watch(p, c, ended): texts.append([dict(prompt=x, completion=y) for x, y in zip(p[:3], c[:3])]); return s.lab.gold(p, c, ended)
-                run = train_rlaif(s.lab.start, [dict(prompt=r["prompt"]) for r in s.pairs], reward, PPOArgs(seed=seed, batch_size=64, minibatches=2, **a), watch=watch)
+                run = train_rlaif(s.lab.start, [dict(prompt=r["prompt"]) for r in s.pairs], PPOArgs(seed=seed, batch_size=64, minibatches=2, **a), reward, watch=watch)
                 return s.row("ppo", run) | dict(kind=kind, texts={i: texts[i] for i in (0, len(texts) // 2, len(texts) - 1)})
             return s.row("ppo", run) | dict(kind=kind)
         add(f"ppo-{kind}-{seed}", make)
@@ -167,7 +167,7 @@ def real_pairs(folder):
     found = {"HH harmless": ((hh["prompt"][:], hh["chosen"][:], hh["rejected"][:], torch.ones(len(hh))), {}), "OASST": (oasst(folder), {}), "PandaLM": (pandalm(folder)[0], {})}
     return found | {f"LLMBar {k}": load_llmbar(folder / "llmbar" / k) for k in ("Natural", "MT-Bench", "Neighbor")}
 
-def some(columns, n, longest=2500):
+def some(columns, n, longest=1200):
     "n pairs drawn by a fixed seed, the better answer first in half of them; none so long that a small model could not read it"
     def size(t): return len(t) if isinstance(t, str) else sum(len(m["content"]) for m in t)
     prompts, first, second, truth = columns
@@ -192,13 +192,12 @@ def real(args):
         add(data, "SmolLM2-135M, likelihood", pairs, lambda: LikelihoodJudge(policy()))
         others = pairs[2][1:] + pairs[2][:1]                     # the easiest question: an answer to this request, or to another
         add(data + ", mismatched", "SmolLM2-135M, likelihood", (pairs[0], pairs[1], others, torch.ones(len(others))), lambda: LikelihoodJudge(policy()))
-        add(data + ", mismatched", "SmolLM2-135M, verdict", (pairs[0], pairs[1], others, torch.ones(len(others))), lambda: text_judge(policy()))
     if SHARE["of"] == 1: write_record(ROOT / "pairs" / "judges.json", "pairs", "judges", rows, world=content_hash([dict(n=args.n)])[:12], start=content_hash(policy().model), budget="full", people=pandalm(folder)[1])
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("record", choices=["judges", "helpdesk", "real"]); p.add_argument("--seeds", type=int, default=5); p.add_argument("--share")
-    p.add_argument("--data"); p.add_argument("--n", type=int, default=100)
+    p.add_argument("--data"); p.add_argument("--n", type=int, default=32)
     args = p.parse_args()
     if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
     {"judges": judges, "helpdesk": helpdesk, "real": real}[args.record](args)
