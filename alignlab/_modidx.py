@@ -410,6 +410,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'alignlab/real_judges.py'),
                                       'alignlab.real_judges.APIJudge.__repr__': ( 'real_judges.html#apijudge.__repr__',
                                                                                   'alignlab/real_judges.py'),
+                                      'alignlab.real_judges.APIJudge._book': ('real_judges.html#apijudge._book', 'alignlab/real_judges.py'),
                                       'alignlab.real_judges.APIJudge._call': ('real_judges.html#apijudge._call', 'alignlab/real_judges.py'),
                                       'alignlab.real_judges.APIJudge._dollars': ( 'real_judges.html#apijudge._dollars',
                                                                                   'alignlab/real_judges.py'),

@@ -623,7 +623,7 @@ def _keep_report(out, told, tables, q, p):
     (out / "labels.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (out / "report.json").write_text(json.dumps(told, indent=1))
 
-# %% ../nbs/32_cli.ipynb #a203460d
+# %% ../nbs/32_cli.ipynb #74cafe9c
 @app.command()
 def judge(
     pairs: Annotated[str | None, typer.Argument(metavar="PAIRS", help="File of pairs.", show_default="pairs of helpdesk, labelled by its annotators")] = None,
@@ -633,6 +633,7 @@ def judge(
     template: Annotated[str, _opt("Of --judge api: letter, reasons or card, or a text with {prompt}, {first} and {second}.")] = "letter",
     price: Annotated[str, _opt("Of --judge api: dollars for a million tokens read, and written: 0.25,2.")] = "0,0",
     max_cost: Annotated[float | None, _opt("Of --judge api: dollars, never exceeded.", min=0)] = None,
+    max_new_tokens: Annotated[int | None, _opt("Of --judge api: of a reply.", min=1, show_default="16, or 512 for reasons")] = None,
     n: Annotated[int | None, _opt("Pairs, drawn at random.", "--n", min=1)] = None,
     seed: Annotated[int, _opt("Of the choice of pairs and of the order of presentation.")] = 0,
     out: Annotated[str | None, _opt("Folder for report.json, calibration.png and labels.jsonl.")] = None,
@@ -644,7 +645,7 @@ def judge(
     if judge != "api" and (base_url or max_cost is not None or price != "0,0"): raise ValueError(f"--base-url, --price and --max-cost go with --judge api, not with {judge}")
     try: read, written = map(float, price.split(","))
     except ValueError: raise ValueError(f"--price {price}: two numbers, dollars for a million tokens read and written, such as 0.25,2") from None
-    server = dict(template=template, price=(read, written), budget=max_cost, max_new_tokens=512 if template == "reasons" else 16) if judge == "api" else {}
+    server = dict(template=template, price=(read, written), budget=max_cost, max_new_tokens=max_new_tokens or (512 if template == "reasons" else 16)) if judge == "api" else {}
     with contextlib.redirect_stdout(sys.stderr): told, tables = _judge_pairs(pairs, judge, model, base_url, n, seed, server, out)
     if as_json: return _print_json(told)
     for name, t in tables.items(): print(f"truth: {name}\n{t}\n")

@@ -176,7 +176,7 @@ def verdict(
     found = re.findall(r"\[\[([ABC])\]\]", text or "") or re.findall(r"^\W*([ABC])\W*$", text or "")
     return dict(A=1., B=0., C=.5)[found[-1]] if found else math.nan
 
-# %% ../nbs/08_real_judges.ipynb #05e46af4
+# %% ../nbs/08_real_judges.ipynb #9159612b
 def _letter(token): return token.strip(" \t\n*_[](){}.:,;\"'`")
 
 def read_verdict(
@@ -185,6 +185,7 @@ def read_verdict(
 ) -> float:               # P(first is better); NaN where there is no verdict
     "The verdict in a reply: from its log-probs where the server gave them, else from the text."
     places = [t for t in reply["logprobs"] or [] if len(t) > 1]
+    if re.match(r"\W*A\s+(?!is\b)[a-z]", reply["text"] or ""): places = []                       # "A hard question": an article
     if "[[" in (reply["text"] or ""): places = [t for t in places if _letter(next(iter(t))) in ("A", "B", "C")][-1:]
     if not places: return verdict(reply["text"])
     p = dict.fromkeys("ABC", 0.)
@@ -205,7 +206,7 @@ def _check_model(model, today=None):
         if (today or date.today().isoformat()) >= day: raise ValueError(f"{model!r} cannot be asked any more: OpenAI shut it down on {day}; name another model (teacher_model=, model= or --model)")
         warnings.warn(f"OpenAI announced to shut down {model!r} on {day}: a rerun after that day has only what the cache holds", stacklevel=3)
 
-# %% ../nbs/08_real_judges.ipynb #dc5a414a
+# %% ../nbs/08_real_judges.ipynb #897f33c8
 class APIJudge:
     "A model behind any OpenAI-compatible server as a judge: it keeps every reply, retries what failed, and stops before its budget."
     def __init__(self,
@@ -232,12 +233,13 @@ class APIJudge:
         self.cache = Path(cache or Path(os.environ.get("ALIGNLAB_OUT") or "runs") / "judge")
         self.calls = self.tokens = self.cached = self.unparsed = self.without_logprobs = 0
         self.price = self.at_risk = self._reserved = 0.        # dollars: paid; of requests without an answer, perhaps paid; in flight
+        self._over, self._cut = [0, 0], 0                      # tokens above the bound; replies cut off before a verdict
         self._unknown, self._lock, self._halt = set(), threading.RLock(), threading.Event()
         self._client = OpenAI(api_key=key, base_url=self.url, timeout=timeout, max_retries=0)
 
     def __repr__(self): return f"APIJudge({self.model}: {self.calls} calls, {self.cached} from the cache, {self.tokens:,} tokens, ${self.price:.4f}, {self.unparsed} unparsed)"
 
-# %% ../nbs/08_real_judges.ipynb #12554116
+# %% ../nbs/08_real_judges.ipynb #d9f7fe28
 @patch_to(APIJudge)
 def _request(self, *question):
     return dict(model=self.model, messages=[dict(role="user", content=_fill(self.template, *question))], temperature=0., max_completion_tokens=self.max_new_tokens, logprobs=True, top_logprobs=20)
@@ -259,8 +261,8 @@ def _dollars(self, read, written): return (read * self.prices[0] + written * sel
 
 @patch_to(APIJudge)
 def _most(self, request):
-    "Tokens read and written, at the most: no tokenizer makes more tokens than bytes"
-    return 64 + len(request["messages"][0]["content"].encode()), request["max_completion_tokens"]
+    "Tokens read and written, at the most: no tokenizer makes more tokens than bytes; and a server that was seen to exceed this may do so again"
+    return 64 + len(request["messages"][0]["content"].encode()) + self._over[0], request["max_completion_tokens"] + self._over[1]
 
 @patch_to(APIJudge)
 def estimate(self,
@@ -303,7 +305,15 @@ def _call(self, request):
     tokens = [getattr(answer.usage, k, None) for k in ("prompt_tokens", "completion_tokens")]
     return dict(text=text, logprobs=logprobs, finish_reason=choice.finish_reason, tokens=self._most(request) if None in tokens else tokens)   # a server that does not count: the most it can be
 
-# %% ../nbs/08_real_judges.ipynb #10d589fa
+# %% ../nbs/08_real_judges.ipynb #99106b22
+@patch_to(APIJudge)
+def _book(self, request, reply):
+    "A reply that is kept, in the account; _Stop where the first twenty were all cut off before they said anything"
+    self.calls += 1; self.tokens += sum(reply["tokens"]); self.price += self._dollars(*reply["tokens"])
+    self._over = [o + max(0, t - m) for o, t, m in zip(self._over, reply["tokens"], self._most(request))]
+    self._cut += reply["finish_reason"] == "length" and math.isnan(read_verdict(reply))
+    if self._cut == self.calls == 20: raise _Stop(f"the first 20 replies were cut off at {self.max_new_tokens} tokens without a verdict: raise max_new_tokens (--max-new-tokens; a model that thinks unseen needs thousands), or take another template")
+
 @patch_to(APIJudge)
 def _fetch(self, request, file):
     "The reply to one request, through the server's faults; it is on disk before it is counted"
@@ -319,7 +329,7 @@ def _fetch(self, request, file):
         try:
             reply = self._call(request)
             _whole(file, partial(_put, dict(request=request, **reply)))
-            with self._lock: self.calls += 1; self.tokens += sum(reply["tokens"]); self.price += self._dollars(*reply["tokens"]); lost = False
+            with self._lock: lost = False; self._book(request, reply)
             return
         except _Stop: lost = False; raise
         except (openai.AuthenticationError, openai.PermissionDeniedError) as e: lost = False; raise _Stop(f"the server does not accept the key: {_short(e)}; set OPENAI_API_KEY") from None

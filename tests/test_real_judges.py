@@ -17,7 +17,7 @@ X, A, B = [f"question {i}" for i in range(12)], [f"good answer {i}" for i in ran
 
 class Fake:
     "An OpenAI-compatible server that does what `plan(question, attempt, body)` says: a reply (text, logprobs), or the name of a fault"
-    def __init__(self, plan):
+    def __init__(self, plan, finish="stop", usage=(100, 2)):
         fake = self
         self.plan, self.asked, self.answered, self.bodies, self.now, self.most, self.lock = plan, Counter(), Counter(), [], 0, 0, threading.Lock()
         class Handler(BaseHTTPRequestHandler):
@@ -46,8 +46,8 @@ class Fake:
                 text, logprobs = do
                 told = dict(content=[dict(token=t[0][0], logprob=t[0][1], top_logprobs=[dict(token=a, logprob=b) for a, b in t]) for t in logprobs]) if logprobs else None
                 with fake.lock: fake.answered[question] += 1
-                self.send(200, json.dumps(dict(id="x", object="chat.completion", created=0, model=body["model"], usage=dict(prompt_tokens=100, completion_tokens=2, total_tokens=102),
-                    choices=[dict(index=0, finish_reason="stop", message=dict(role="assistant", content=text), logprobs=told)])))
+                self.send(200, json.dumps(dict(id="x", object="chat.completion", created=0, model=body["model"], usage=dict(prompt_tokens=usage[0], completion_tokens=usage[1], total_tokens=sum(usage)),
+                    choices=[dict(index=0, finish_reason=finish, message=dict(role="assistant", content=text), logprobs=told)])))
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler); self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, kwargs=dict(poll_interval=.02), daemon=True).start()
@@ -143,6 +143,24 @@ def test_a_refused_parameter_is_left_out_from_then_on(tmp_path, refused):
 def test_a_question_that_is_too_long_has_no_verdict_and_stops_nothing(tmp_path):
     def plan(q, *a): return dict(message="the request exceeds the available context size", type="exceed_context_size_error") if "question 5" in q else right(q)
     with Fake(plan) as f: j = judge(f, tmp_path); p = j.prefer(X, A, B); assert p.isnan().sum() == 1 and j.unparsed == 1 and j.calls == 12
+
+def test_an_article_is_no_verdict():
+    told = [{"A": -.05, "B": -4.}]
+    assert math.isnan(read_verdict(dict(text="A hard question. B", logprobs=told))) and read_verdict(dict(text="A is better.", logprobs=told)) > .9 and read_verdict(dict(text="A hard one: [[B]]", logprobs=[*told, {"[[": 0., "[": -9.}, {"B": -.1, "A": -3.}])) < .1
+
+def test_replies_that_are_cut_off_before_a_verdict_stop_the_spending(tmp_path):
+    "A model that thinks unseen, and a limit that is too small: told after twenty replies, not after a thousand"
+    def thinks(*a): return "", None
+    with Fake(thinks, finish="length") as f:
+        n = 100; x = [f"question {i}" for i in range(n)]
+        with pytest.raises(ValueError, match="first 20 replies were cut off at 16 tokens.*max_new_tokens"): judge(f, tmp_path, at_once=4).prefer(x, ["good answer"] * n, ["bad"] * n)
+        assert 20 <= sum(f.answered.values()) <= 24
+
+def test_a_server_that_bills_more_than_it_was_allowed_is_believed_the_next_time(tmp_path):
+    with Fake(right, usage=(4000, 500)) as f:
+        j = judge(f, tmp_path, price=(1., 1.), budget=.02, at_once=1)
+        with pytest.raises(ValueError, match="budget of"): j.prefer(X, A, B)
+        assert j.calls == 4 and j.price == pytest.approx(4 * 4500 / 1e6)
 
 # --- a faulty server
 FAULTS = ["timeout", "half", "garbage", "no choices", 429, 500, 503]
