@@ -56,7 +56,7 @@ def _template(template):
     if lacks: raise ValueError(f"template lacks {', '.join('{' + k + '}' for k in lacks)}: give one of {', '.join(TEMPLATES)}, or a text that holds {{prompt}}, {{first}} and {{second}}")
     return text
 
-# %% ../nbs/08_real_judges.ipynb #b3e9470c
+# %% ../nbs/08_real_judges.ipynb #85decc62
 def text_judge(
     policy: Policy,          # any causal language model
     template: str = "card",  # a name of TEMPLATES, or a text with {prompt}, {first} and {second}
@@ -64,9 +64,9 @@ def text_judge(
     "A language model as a judge of real text: the log-probs of A and B behind a question (Lee et al. 2023, section 2.1)."
     template = _template(template)
     verdicts = ("A", "B") if policy.chat else (" A", " B")
-    return LMJudge(policy, lambda *q: _fill(template, *q), verdicts, min_mass=0.)
+    return LMJudge(policy, lambda *q: _fill(template, *q), verdicts, min_mass=0.)      # small models want to say something else first
 
-# %% ../nbs/08_real_judges.ipynb #1acb2a42
+# %% ../nbs/08_real_judges.ipynb #295f5896
 class RationaleJudge:
     "Reasons first, verdict second: the model compares the answers greedily, reads what it wrote, and is then asked (Lee et al. 2023, section 2.1.2)."
     def __init__(self,
@@ -88,7 +88,9 @@ class RationaleJudge:
     ) -> torch.Tensor:  # (n,) P(first is better)
         "One order, after a comparison of the model's own."
         new = [q for q in zip(prompts, first, second, strict=True) if repr(q) not in self.said]
-        reasons = self.policy.generate([_fill(self.think, *q) for q in new], temperature=0., max_new_tokens=self.max_new_tokens) if new else []
+        asked = [_fill(self.think, *q) for q in new]
+        reasons = self.policy.generate(asked, temperature=0., max_new_tokens=self.max_new_tokens) if new else []
+        self.judge.tokens += sum(len(self.policy.prompt_ids(q)) for q in asked) + sum(len(self.policy.completion_ids(r, ended=False)) for r in reasons if r)
         self.said.update((repr(q), r.strip()) for q, r in zip(new, reasons))
         return self.judge.prefer(prompts, first, second)
 
@@ -239,7 +241,7 @@ class APIJudge:
 
     def __repr__(self): return f"APIJudge({self.model}: {self.calls} calls, {self.cached} from the cache, {self.tokens:,} tokens, ${self.price:.4f}, {self.unparsed} unparsed)"
 
-# %% ../nbs/08_real_judges.ipynb #d9f7fe28
+# %% ../nbs/08_real_judges.ipynb #dda097ae
 @patch_to(APIJudge)
 def _request(self, *question):
     return dict(model=self.model, messages=[dict(role="user", content=_fill(self.template, *question))], temperature=0., max_completion_tokens=self.max_new_tokens, logprobs=True, top_logprobs=20)
@@ -272,8 +274,8 @@ def estimate(self,
 ) -> dict:          # calls still to be made in both orders, tokens (four bytes each) and dollars, about
     "What judging these pairs in both orders would cost, before the first call."
     todo = {self._file(r): r for q in zip(prompts, first, second, strict=True) for r in (self._request(*q), self._request(q[0], q[2], q[1])) if self._kept(self._file(r)) is None}
-    read = sum(self._most(r)[0] // 4 for r in todo.values())
-    return dict(calls=len(todo), tokens=read + 4 * len(todo), dollars=self._dollars(read, 4 * len(todo)))
+    read, written = sum(self._most(r)[0] // 4 for r in todo.values()), len(todo) * (4 if self.max_new_tokens <= 16 else self.max_new_tokens)
+    return dict(calls=len(todo), tokens=read + written, dollars=self._dollars(read, written))
 
 # %% ../nbs/08_real_judges.ipynb #06cffc2c
 class _Stop(Exception):
@@ -305,7 +307,7 @@ def _call(self, request):
     tokens = [getattr(answer.usage, k, None) for k in ("prompt_tokens", "completion_tokens")]
     return dict(text=text, logprobs=logprobs, finish_reason=choice.finish_reason, tokens=self._most(request) if None in tokens else tokens)   # a server that does not count: the most it can be
 
-# %% ../nbs/08_real_judges.ipynb #99106b22
+# %% ../nbs/08_real_judges.ipynb #7f209caf
 @patch_to(APIJudge)
 def _book(self, request, reply):
     "A reply that is kept, in the account; _Stop where the first twenty were all cut off before they said anything"
@@ -334,8 +336,8 @@ def _fetch(self, request, file):
         except _Stop: lost = False; raise
         except (openai.AuthenticationError, openai.PermissionDeniedError) as e: lost = False; raise _Stop(f"the server does not accept the key: {_short(e)}; set OPENAI_API_KEY") from None
         except openai.NotFoundError as e: lost = False; raise _Stop(f"the server knows no model {self.model!r}, or no such address ({_short(e)}): mend the model's name (teacher_model=, model= or --model), or base_url, which mostly ends in /v1") from None
-        except openai.APIStatusError as e:                                                     # 429, 5xx: refused, so not paid
-            lost, why = False, _short(e)
+        except openai.APIStatusError as e:                                                     # 429: refused, so not paid
+            lost, why = e.status_code >= 500, _short(e)
             if "insufficient_quota" in str(e): raise _Stop(f"the account has no credit: {why}") from None
             with_header = e.response.headers.get("retry-after", "")
             if with_header.replace(".", "", 1).isdigit(): wait = max(wait, min(60., float(with_header)))
@@ -351,7 +353,7 @@ def _fetch(self, request, file):
 def _put(thing, f): f.write(json.dumps(thing).encode())
 def _short(error): return " ".join(str(error).split())[:160] or type(error).__name__
 
-# %% ../nbs/08_real_judges.ipynb #ec2c6d58
+# %% ../nbs/08_real_judges.ipynb #038e118e
 @patch_to(APIJudge)
 def _fetch_all(self, todo):
     "All of {file: request}, several at once; RuntimeError or ValueError where some are missing at the end"
@@ -387,7 +389,7 @@ def prefer(self,
     self._fetch_all(todo)
     replies = [self._kept(f) for f in files]
     p = torch.tensor([read_verdict(r) for r in replies])
-    self.unparsed += int(p.isnan().sum()); self.without_logprobs += sum(r["logprobs"] is None for r in replies)
+    self.unparsed += int(p.isnan().sum()); self.without_logprobs += sum(bool(r["text"]) and not any(len(t) > 1 for t in r["logprobs"] or []) for r in replies)
     return p
 
 # %% ../nbs/08_real_judges.ipynb #574e710a
