@@ -158,15 +158,20 @@ METHODS = dict(
     rlhf=Method("alignlab.rlhf", "train_rlhf", "PPOArgs", "preferences", 3e-6, 1e-4, rl=True),
     grpo=Method("alignlab.group_rl", "train_grpo", "GroupArgs", "preferences", 3e-6, 1e-4, rl=True),
     dpo=Method("alignlab.dpo", "train_dpo", "DPOArgs", "preferences", 1e-5, 2e-4),
-    rlaif=Method("alignlab.rlaif", "train_rlaif", "DPOArgs", "preferences", 1e-5, 2e-4))
+    rlaif=Method("alignlab.rlaif", "train_rlaif", "DPOArgs", "preferences", 1e-5, 2e-4),
+    cai=Method("alignlab.constitutional", "train_cai", "DPOArgs", "preferences", 1e-5, 2e-4))
 
-_WAYS = "dpo", "ppo", "direct"     # of rlaif: AI labels into DPO, AI labels into a reward model and PPO, or the judge's own score as the reward
+_WAYS = dict(rlaif=("dpo", "ppo", "direct"),     # AI labels into DPO, AI labels into a reward model and PPO, or the judge's own score as the reward
+             cai=("dpo", "ppo", "sl"))           # SL-CAI and then RL-CAI by DPO or by PPO, or SL-CAI alone
+_ONLY = dict(rlaif=("way", "judge", "judge_model", "base_url"), cai=("way", "principle", "revisions"))
 
 def _method(name, way=None):
     "The row of a method; ValueError for a name that is not in the table"
     if name not in METHODS: raise ValueError(f"unknown method {name!r}: there are {', '.join(METHODS)}")
-    if way not in (None, *_WAYS): raise ValueError(f"--way {way}: choose from {', '.join(_WAYS)}")
-    return replace(METHODS["rlhf"], module="alignlab.rlaif", train="train_rlaif") if way in ("ppo", "direct") else METHODS[name]
+    m, ways = METHODS[name], _WAYS.get(name, (way,))
+    if way and way not in ways: raise ValueError(f"--way {way}: choose from {', '.join(ways)}")
+    if way in ("ppo", "direct"): return replace(METHODS["rlhf"], module=m.module, train=m.train)
+    return replace(m, args="SFTArgs", lr=METHODS["sft"].lr) if way == "sl" else m
 
 # %% ../nbs/32_cli.ipynb #48a431d1
 def _make_args(name, given, b, real, lora, rows, way=None):
@@ -179,6 +184,7 @@ def _make_args(name, given, b, real, lora, rows, way=None):
     size = given.get("batch_size") or (b.real_batch if real else max(2, b.rl_batch // kind.group) if hasattr(kind, "group") else b.rl_batch if m.rl else b.batch_size)
     ours = dict(batch_size=size, steps=b.rl_steps if m.rl else b.steps, minibatches=min(size, getattr(kind, "minibatches", 1)))
     if name == "reward": ours.update(lr=1e-3)
+    if way == "sl": ours.update(lr=3e-4)
     if real:
         gpu = torch.cuda.is_available()
         ours.update(steps=b.real_steps or max(1, math.ceil(rows / size)), lr=m.lora_lr if lora else m.lr, max_length=512, bf16=gpu,
@@ -253,12 +259,13 @@ def _check_out(out, resume):
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not os.access(there, os.W_OK): raise ValueError(f"--out {out.as_posix()}: cannot be written to; choose another folder")
     inside = {p.name for p in out.iterdir()} if out.exists() else set()
-    if inside & {"run.json", "reward"} and not resume:
+    stages, made = {"reward", "sl"}, ("data.jsonl", "labels.jsonl", "revisions.jsonl")
+    if inside & {"run.json", *stages} and not resume:
         raise ValueError(f"{out.as_posix()} holds a run already: --resume goes on with it, or choose another folder (--out)")
-    if inside - {"data.jsonl", "labels.jsonl", "reward"} and "run.json" not in inside:
+    if inside - {*made, *stages} and "run.json" not in inside:
         raise ValueError(f"{out.as_posix()} is not empty and holds no run: choose another folder (--out)")
-    for name in ("data.jsonl", "labels.jsonl"):
-        if "run.json" not in inside and "reward" not in inside: (out / name).unlink(missing_ok=True)   # of a run that was stopped before it began
+    for name in made:
+        if not inside & {"run.json", *stages}: (out / name).unlink(missing_ok=True)   # of a run that was stopped before it began
 
 # %% ../nbs/32_cli.ipynb #0cf123b2
 @contextlib.contextmanager
@@ -353,9 +360,9 @@ def _check(method, lab, lora, budget, out, resume, given, reward, ai):
     from alignlab.training import _first_alone, budget as named
     m, b = _method(method, ai["way"]), named(budget)
     for k, v in ai.items():
-        if v and method != "rlaif": raise ValueError(f"--{k.replace('_', '-')} means nothing to {method}: leave it out")
+        if v is not None and k not in _ONLY.get(method, ()): raise ValueError(f"--{k.replace('_', '-')} means nothing to {method}: leave it out")
+    if reward and method in _ONLY: raise ValueError(f"--reward means nothing to {method}: its reward comes from " + ("--judge" if method == "rlaif" else "principles"))
     if method == "rlaif":
-        if reward: raise ValueError("--reward means nothing to rlaif: its reward comes from --judge")
         if ai["way"] == "direct" and ai["judge"]: raise ValueError("--way direct asks the start policy to score single answers: leave --judge out")
         _named_judge(ai["judge"], ai["judge_model"], lab)
     if reward and not m.rl: raise ValueError(f"--reward means nothing to {method}: leave it out")
@@ -380,6 +387,15 @@ def _open_judge(name, model, base_url, policy, gold, **server):
     from alignlab.real_judges import APIJudge, LikelihoodJudge, open_judge
     if name == "api": return APIJudge(model, base_url, **server)
     return GoldJudge(gold()) if name == "gold" else LikelihoodJudge(policy()) if name == "likelihood" else open_judge(policy())
+
+def _constitution(lab, ai, lora, b, args, rows):
+    "What Constitutional AI needs beside prompts: principles, how often to revise, whose unrevised answers to mix in, and how each stage learns"
+    from alignlab.constitutional import HELPFUL_SHARE, read_principles
+    from alignlab.helpdesk import KINDS
+    given = dict(principles=read_principles(ai["principle"], lab.start), revisions=4 if ai["revisions"] is None else ai["revisions"], max_new_tokens=lab.max_new_tokens)
+    if lab.name == "helpdesk": given["helpful_prompts"] = lab.prompts("train", max(1, round(rows * HELPFUL_SHARE)), args.seed + 1, [k for k in KINDS if k != "harm"])
+    if ai["way"] != "sl": given["sl_args"] = _make_args("cai", dict(seed=args.seed), b, lab.name != "helpdesk", lora, rows, "sl")
+    return given | (_rewarding(lab, lora, b, None, args, rows) if ai["way"] == "ppo" else {})
 
 def _feedback(lab, ai, lora, b, args, rows):
     "What RLAIF needs beside prompts: who judges, and for PPO how to learn a reward and what to watch"
@@ -418,14 +434,15 @@ def _run(method, m, b, lab, lora, out, resume, n_eval, given, reward, ai):
     from alignlab.reward_model import reward_model
     file = getattr(lab, "file", getattr(lab, "train", None))
     real, there = lab.name != "helpdesk", b.pairs if file is None else len(file)
-    args, from_ai = _make_args(method, given, b, real, lora, there, ai["way"]), method == "rlaif"
+    args, from_ai = _make_args(method, given, b, real, lora, there, ai["way"]), method in _ONLY
     if hasattr(args, "max_new_tokens"): args.max_new_tokens = lab.max_new_tokens
     n_eval = n_eval or (_REAL_PROMPTS[b.name] if real else b.prompts)
     if sys.stderr.isatty(): _say(f"loading {lab.model}")
     with _undo(out):
         lab.start                                                             # loads it: an unknown model is told before a word of progress
-        more = _feedback(lab, ai, lora, b, args, there) if from_ai else _rewarding(lab, lora, b, reward, args, there) if m.rl else {}
-        n = min(there, max(a.steps * a.batch_size for a in (args, more.get("reward_args") or args)))
+        n = min(there, max(4, args.steps * args.batch_size // 8))                # for cai, where each prompt is answered and revised many times
+        more = _constitution(lab, ai, lora, b, args, n) if method == "cai" else _feedback(lab, ai, lora, b, args, there) if from_ai else _rewarding(lab, lora, b, reward, args, there) if m.rl else {}
+        if method != "cai": n = min(there, max(a.steps * a.batch_size for a in (args, more.get("reward_args") or args)))
         rows = _take(lab, "prompts" if reward or from_ai and file is None else m.data, n, args.seed, out)
         _say(f"measuring the start on {n_eval} held-out prompts")
         before = _report(lab, reward_model(lab.start, args.seed) if method == "reward" else lab.start, n_eval, args.seed)
@@ -450,7 +467,7 @@ def _start_policy(lab, lora, seed):
 def train(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
     lab: Annotated[str, _opt("helpdesk (a small world with a known truth), sentiment or constraints (a real model, a program as truth), or pairs (your model, your preferences).")] = "helpdesk",
-    model: Annotated[str | None, _opt("Start policy: a shipped name, smollm2-135m, a folder, or an id on the Hub.")] = None,
+    model: Annotated[str | None, _opt("Start policy: a shipped name, smollm2-135m, a folder, or an id on the Hub.", show_default="the lab's; cai on helpdesk: helpdesk-helpful")] = None,
     data: Annotated[str | None, _opt("File to learn from: pairs, or demonstrations for sft.")] = None,
     eval_data: Annotated[str | None, _opt("Pairs to measure on; without it a tenth of the prompts is held out.")] = None,
     strict: Annotated[bool, _opt("Any faulty row is an error.", "--strict")] = False,
@@ -464,7 +481,9 @@ def train(
     max_length: Annotated[int | None, _opt("Most tokens of prompt and one completion.")] = None,
     n_eval: Annotated[int | None, _opt("Held-out prompts of each report.", min=1)] = None,
     reward: Annotated[str | None, _opt("Of rlhf and grpo: a folder of `train reward`, or gold, the lab's own truth.", show_default="learned from the pairs first")] = None,
-    way: Annotated[str | None, _opt("Of rlaif: dpo or ppo, from AI labels; direct, PPO on the judge's own score.", show_default="dpo")] = None,
+    way: Annotated[str | None, _opt("Of rlaif: dpo or ppo, from AI labels; direct, PPO on the judge's own score. Of cai: dpo or ppo, after the revisions; sl, the revisions alone.", show_default="dpo")] = None,
+    principle: Annotated[list[str] | None, _opt("Of cai: a name (helpful, honest, autonomy, fair, polite), or for a real model a sentence; may be repeated.", show_default="all five")] = None,
+    revisions: Annotated[int | None, _opt("Of cai: critiques and revisions of each answer.", min=1, show_default="4")] = None,
     judge: Annotated[str | None, _opt("Of rlaif: lm or likelihood (the start policy), gold, or api.", show_default="lm")] = None,
     judge_model: Annotated[str | None, _opt("The model that --judge api asks for.")] = None,
     base_url: Annotated[str | None, _opt("Its server.", show_default="$OPENAI_BASE_URL, else OpenAI's")] = None,
@@ -474,7 +493,8 @@ def train(
 ):
     "Train a policy with METHOD, and report what changed."
     given = dict(seed=seed, beta=beta, lr=lr, steps=steps, batch_size=batch_size, max_length=max_length)
-    ai = dict(way=way, judge=judge, judge_model=judge_model, base_url=base_url)
+    ai = dict(way=way, judge=judge, judge_model=judge_model, base_url=base_url, principle=principle or None, revisions=revisions)
+    if method == "cai" and lab == "helpdesk": model = model or "helpdesk-helpful"      # the paper's start: helpful, and without scruple
     with contextlib.redirect_stdout(sys.stderr):                              # nothing gets in front of the JSON
         m, b, folder = _check(method, lab, lora, budget, out, resume, given, reward, ai)
         found, lab, policies = _run(method, m, b, _open(lab, m.data, model, data, eval_data, strict), lora, folder, resume, n_eval, given, reward, ai)
@@ -483,6 +503,9 @@ def train(
     if not _FIRST: return
     if as_json: return _print_json(found)
     _show(f"{method} on {found['lab']}, seed {seed}, {found['seconds']:.0f} s, in {found['out']}", dict(before=found["start"], after=found["report"]), samples)
+    if method == "cai":
+        from alignlab.constitutional import Trace
+        with open(folder / "revisions.jsonl") as f: print("One answer and its revisions\n", Trace(**json.loads(f.readline())), sep="\n")
 
 # %% ../nbs/32_cli.ipynb #7590f7ae
 def _find(folder):
