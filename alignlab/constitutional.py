@@ -14,7 +14,7 @@ from .dpo import DPOArgs
 from .helpdesk import parse, read_prompt, role_message
 from .judges import LMJudge, _ask
 from .models import Policy, _is_lora, add_lora
-from .preferences import _seed_for, render_dialogue
+from .preferences import _seed_for
 from .real_judges import APIJudge, _says, open_judge, text_judge
 from .reward_model import add_costs
 from .rlaif import SoftDPOObjective, label_pairs
@@ -24,8 +24,8 @@ from .training import Run, cached_rows, fit
 
 # %% auto #0
 __all__ = ['constitutional_principles', 'HELPFUL_SHARE', 'Principle', 'read_principles', 'critique_prompt', 'revision_prompt',
-           'Trace', 'least_likely', 'critique_and_revise', 'constitutional_ai_step', 'APIWriter', 'PrincipleJudge',
-           'sl_cai_data', 'train_cai', 'core_shares']
+           'Trace', 'least_likely', 'critique_and_revise', 'constitutional_ai_step', 'sl_cai_data', 'PrincipleJudge',
+           'train_cai', 'APIWriter', 'core_shares']
 
 # %% ../nbs/17_constitutional_ai.ipynb #1bc1354b
 class Principle(NamedTuple):
@@ -123,7 +123,7 @@ class Trace:
     def __repr__(self):
         lines = [f"prompt     {_one_line(_says(self.prompt))}", f"response   {_one_line(self.response)}"]
         for k, (s, before) in enumerate(zip(self.steps, self.responses), 1):
-            lines += ["", f"{k} {s['principle']}", f"  critique {_one_line(s['critique']) or '(none)'}", f"  revision {_changes(before, s['revision'])}" + "  (not kept)" * (not s["kept"])]
+            lines += ["", f"{k} {_one_line(s['principle'])}", f"  critique {_one_line(s['critique']) or '(none)'}", f"  revision {_changes(before, s['revision'])}" + "  (not kept)" * (not s["kept"])]
         return "\n".join([*lines, "", f"revised    {_one_line(self.revised)}"])
 
     def _repr_html_(self):
@@ -198,23 +198,17 @@ def constitutional_ai_step(
     "One answer, criticised and revised, under the course card's name."
     return critique_and_revise(model, [prompt], principles, steps, seed=seed)[0]
 
-# %% ../nbs/17_constitutional_ai.ipynb #38a3a7a8
-class APIWriter(APIJudge):
-    "A model behind an OpenAI-compatible server that answers, criticises and revises: `APIJudge`'s cache, retries and budget, and `generate`"
-    def __init__(self, model, base_url=None, max_new_tokens=256, **server):
-        super().__init__(model, base_url, max_new_tokens=max_new_tokens, **server)
-        self._cut = float("-inf")                                    # a text that is cut off is a text: no reason to stop
+# %% ../nbs/17_constitutional_ai.ipynb #fb80f247
+HELPFUL_SHARE = 270_596 / 731_328   # helpful samples for each revision (Bai et al. 2022, section 3.2)
 
-    def generate(self, prompts, temperature=1., max_new_tokens=None, seed=0):
-        "Texts for a list of prompts; those asked before are read from the cache."
-        def request(i, p): return dict(model=self.model, messages=[dict(role="user", content=p if isinstance(p, str) else p[0]["content"] if len(p) == 1 else render_dialogue(p) + "\n\nAssistant:")],
-                                       temperature=temperature, seed=seed + i, max_completion_tokens=self.max_new_tokens)
-        requests = [request(i, p) for i, p in enumerate(prompts)]
-        files = [self._file(r) for r in requests]
-        todo = {f: r for f, r in zip(files, requests) if self._kept(f) is None}
-        self.cached += len(set(files)) - len(todo)
-        self._fetch_all(todo)
-        return [self._kept(f)["text"] or "" for f in files]
+def sl_cai_data(
+    traces: list,             # of `critique_and_revise`
+    helpful=(),               # rows with prompt and completion that are mixed in: unrevised samples, so that help is not forgotten
+    every: bool = False,      # every revision of a trace, as in the paper; False: the last one
+) -> list:                    # rows with prompt and completion
+    "Demonstrations from revisions, and helpful samples (Bai et al. 2022, section 3.2)."
+    answers = [(t.prompt, r) for t in traces for r in (t.responses[1:] if every and t.steps else t.responses[-1:])]
+    return [dict(prompt=p, completion=r) for p, r in answers if r] + [dict(prompt=r["prompt"], completion=r["completion"]) for r in helpful]
 
 # %% ../nbs/17_constitutional_ai.ipynb #de874caf
 _COMPARE = """{principle}
@@ -263,18 +257,6 @@ class PrincipleJudge:
             rows = (which == k).nonzero()[:, 0].tolist()
             if rows: p[rows] = _ask(j, *([column[i] for i in rows] for column in (prompts, first, second)))
         return p if self.clamp is None else p.clamp(1 - self.clamp, self.clamp)
-
-# %% ../nbs/17_constitutional_ai.ipynb #fb80f247
-HELPFUL_SHARE = 270_596 / 731_328   # helpful samples for each revision (Bai et al. 2022, section 3.2)
-
-def sl_cai_data(
-    traces: list,             # of `critique_and_revise`
-    helpful=(),               # rows with prompt and completion that are mixed in: unrevised samples, so that help is not forgotten
-    every: bool = False,      # every revision of a trace, as in the paper; False: the last one
-) -> list:                    # rows with prompt and completion
-    "Demonstrations from revisions, and helpful samples (Bai et al. 2022, section 3.2)."
-    answers = [(t.prompt, r) for t in traces for r in (t.responses[1:] if every and t.steps else t.responses[-1:])]
-    return [dict(prompt=p, completion=r) for p, r in answers if r] + [dict(prompt=r["prompt"], completion=r["completion"]) for r in helpful]
 
 # %% ../nbs/17_constitutional_ai.ipynb #5c0f8776
 def train_cai(
@@ -339,6 +321,24 @@ def _as_start(policy, seed):
     if not _is_lora(policy.model): return policy
     merged = policy.copy(); merged.model = merged.model.merge_and_unload()
     return add_lora(merged, seed=seed)
+
+# %% ../nbs/17_constitutional_ai.ipynb #38a3a7a8
+class APIWriter(APIJudge):
+    "A model behind an OpenAI-compatible server that answers, criticises and revises: `APIJudge`'s cache, retries and budget, and `generate`"
+    def __init__(self, model, base_url=None, max_new_tokens=256, **server):
+        super().__init__(model, base_url, max_new_tokens=max_new_tokens, **server)
+        self._cut = float("-inf")                                    # a text that is cut off is a text: no reason to stop
+
+    def generate(self, prompts, temperature=1., max_new_tokens=None, seed=0):
+        "Texts for a list of prompts; those asked before are read from the cache."
+        def request(i, p): return dict(model=self.model, messages=p if isinstance(p, list) else [dict(role="user", content=p)],
+                                       temperature=temperature, seed=seed + i, max_completion_tokens=self.max_new_tokens)
+        requests = [request(i, p) for i, p in enumerate(prompts)]
+        files = [self._file(r) for r in requests]
+        todo = {f: r for f, r in zip(files, requests) if self._kept(f) is None}
+        self.cached += len(set(files)) - len(todo)
+        self._fetch_all(todo)
+        return [self._kept(f)["text"] or "" for f in files]
 
 # %% ../nbs/17_constitutional_ai.ipynb #13017c9f
 def core_shares(

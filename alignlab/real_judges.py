@@ -264,7 +264,7 @@ def _dollars(self, read, written): return (read * self.prices[0] + written * sel
 @patch_to(APIJudge)
 def _most(self, request):
     "Tokens read and written, at the most: no tokenizer makes more tokens than bytes; and a server that was seen to exceed this may do so again"
-    return 64 + len(request["messages"][0]["content"].encode()) + self._over[0], request["max_completion_tokens"] + self._over[1]
+    return 64 + sum(len(m["content"].encode()) + 16 for m in request["messages"][1:]) + len(request["messages"][0]["content"].encode()) + self._over[0], request["max_completion_tokens"] + self._over[1]
 
 @patch_to(APIJudge)
 def estimate(self,

@@ -231,7 +231,7 @@ def wrong_lines(here):
         (f'train dpo {pairs}{files["few"]} --strict', ['few.jsonl', 'strict']),
         (f'train sft {pairs}{files["torn"]}', ['torn.jsonl, line 3']),
         ('train dpo --model nobody-knows', ['nobody-knows']),
-        ('train telepathy', ['telepathy', 'sft, reward, rlhf, grpo, dpo, rlaif']),
+        ('train telepathy', ['telepathy', 'sft, reward, rlhf, grpo, dpo, rlaif, cai']),
         ('train dpo --beta 0', ['--beta', '> 0']), ('train dpo --beta -1', ['--beta']), ('train dpo --beta nan', ['--beta']), ('train dpo --lr inf', ['--lr']),
         ('train sft --beta .1', ['--beta', 'sft']), ('train dpo --steps 0', ['--steps']), ('train dpo --batch-size 0', ['--batch-size']),
         ('train dpo --seed -1', ['--seed']), ('train dpo --max-length 2', ['--max-length']), ('train dpo --n-eval 0', ['--n-eval']),
@@ -465,6 +465,26 @@ def test_rlaif_three_ways(way):
     again = fine(f'train rlaif --way {way} --steps 2 --batch-size 8 --n-eval 8 --out run --resume')
     assert again['report']['gold'] == found['report']['gold'] and again['judge_calls'] == found['judge_calls']
     estimates(found['report'])
+
+@pytest.mark.parametrize('way', ['dpo', 'ppo', 'sl'])
+def test_cai_by_stages(way):
+    line = f'train cai --way {way} --steps 2 --batch-size 16 --n-eval 8 --principle fair --principle polite --revisions 2 --out run'
+    found = fine(line)
+    assert found['model'] == 'helpdesk-helpful' and found['labels'] == 0 and found['judge_calls'] == (0 if way == 'sl' else 8) and found['tokens_generated'] > 200
+    meta = json.loads(Path('run/run.json').read_text())['meta']
+    assert (meta['way'], meta['principles'], meta['revisions']) == (way, ['fair', 'polite'], 2) and Path('run/sl').exists() == (way != 'sl')
+    again = fine(line + ' --resume')
+    assert again['report']['gold'] == found['report']['gold'] and again['tokens_generated'] == found['tokens_generated']
+    estimates(found['report'])
+
+def test_cai_shows_a_trace_and_takes_sentences_of_ones_own():
+    shown = command('train cai --way sl --steps 1 --batch-size 16 --n-eval 4 --revisions 1 --out run'); assert shown.exit_code == 0
+    text = shown.stdout.split('One answer and its revisions')[1]; assert all(k in text for k in ('prompt', 'response', 'critique', 'revision', 'revised'))
+    chat_model('chat'); jsonl('pairs.jsonl', [dict(prompt=f'Say {i}.', chosen=f'{i} it is, and gladly.', rejected=f'no{i}') for i in range(30)])
+    found = fine(f'train cai {chat(Path("."))} --data pairs.jsonl --way sl --revisions 1 --principle Be_brief. --out own')
+    assert json.loads(Path('own/run.json').read_text())['meta']['principles'] == ['Be_brief.'] and found['tokens_generated'] > 0
+    for line, *said in [('train cai --principle kind', "'kind'", 'helpful, honest'), ('train dpo --principle fair', 'means nothing to dpo'), ('train rlaif --revisions 2', 'means nothing to rlaif'), ('train cai --judge gold', 'means nothing to cai'),
+                        ('train cai --reward gold', 'principles'), ('train cai --way direct', 'dpo, ppo, sl'), ('train cai --revisions 0', '--revisions'), ('train cai --way sl --beta .1', '--beta')]: bad(line, *said)
 
 def test_judges_wrong_use(monkeypatch):
     for name in ('OPENAI_API_KEY', 'OPENAI_BASE_URL'): monkeypatch.delenv(name, raising=False)
