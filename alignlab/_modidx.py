@@ -93,6 +93,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'alignlab/constitutional.py'),
                                          'alignlab.constitutional._few_shot': ( 'constitutional_ai.html#_few_shot',
                                                                                 'alignlab/constitutional.py'),
+                                         'alignlab.constitutional._kept': ('constitutional_ai.html#_kept', 'alignlab/constitutional.py'),
                                          'alignlab.constitutional._one_line': ( 'constitutional_ai.html#_one_line',
                                                                                 'alignlab/constitutional.py'),
                                          'alignlab.constitutional._revised': ( 'constitutional_ai.html#_revised',

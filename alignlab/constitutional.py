@@ -5,7 +5,6 @@
 # %% ../nbs/17_constitutional_ai.ipynb #7b74db28
 from __future__ import annotations
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import difflib, hashlib, html, random
@@ -20,7 +19,7 @@ from .reward_model import add_costs
 from .rlaif import SoftDPOObjective, label_pairs
 from .rlhf import PPOArgs, train_rlhf
 from .sft import SFTArgs, train_sft
-from .training import Run, cached_rows, fit
+from .training import Run, cached_rows, content_hash, fit
 
 # %% auto #0
 __all__ = ['constitutional_principles', 'HELPFUL_SHARE', 'Principle', 'read_principles', 'critique_prompt', 'revision_prompt',
@@ -87,7 +86,7 @@ def critique_prompt(
     response: str,
 ):  # a prompt of `policy`
     "Ask for a critique of a response to a request, under one principle (Bai et al. 2022, section 3.1); with two exemplars where the model was not trained for it."
-    if _speaks_helpdesk(policy): return role_message("critic", principle.name, prompt, response)
+    if _speaks_helpdesk(policy): return role_message("critic", principle.name, _says(prompt), response)
     turns = [(_ROLE.format(prompt=p, response=r, task=task), said) for p, r, task, said, *_ in _SHOWN]
     return _few_shot(turns, _ROLE.format(prompt=_says(prompt), response=response, task=principle.critique))
 
@@ -99,7 +98,7 @@ def revision_prompt(
     critique: str,    # "": a revision without a critique
 ):  # a prompt of `policy`
     "Ask for a revision of a response under a principle, after a critique."
-    if _speaks_helpdesk(policy): return role_message("reviser", principle.name, prompt, response, critique)
+    if _speaks_helpdesk(policy): return role_message("reviser", principle.name, _says(prompt), response, critique)
     def task(said, revise): return f"{revise} Reply with the new response alone." + (f"\n\n[Critique]\n{said}" if said else "")
     turns = [(_ROLE.format(prompt=p, response=r, task=task(critique and said, revise)), new) for p, r, _, said, revise, new in _SHOWN]
     return _few_shot(turns, _ROLE.format(prompt=_says(prompt), response=response, task=task(critique, principle.revise)))
@@ -113,7 +112,7 @@ class Trace:
     "How an answer came about: each step with its principle, critique and revision. A table in a notebook, text in a terminal"
     prompt: object         # text or messages
     response: str          # the first answer
-    steps: list = field(default_factory=list)  # dicts of principle, critique, revision and kept: did the revision replace the answer
+    steps: list = field(default_factory=list)  # dicts of principle, critique, revision, kept (did it replace the answer), and response: the answer after the step
 
     @property
     def responses(self): "The answer after 0, 1, … steps."; return [self.response, *(s["response"] for s in self.steps)]
@@ -168,10 +167,11 @@ def critique_and_revise(
     temperature: float = .5,   # of critiques and revisions
     max_new_tokens: int = 96,  # of each
     seed: int = 0,
-) -> list:  # (n,) of `Trace`. ValueError for no principles
+) -> list:  # (n,) of `Trace`. ValueError for no principles, or a writer without probabilities that is to be checked by them
     "Answer, then criticise and revise under a principle drawn anew at each step (Bai et al. 2022, section 3.1)."
-    prompts, principles, rng = list(prompts), read_principles(principles, policy), random.Random(seed)
+    prompts, principles, rng = list(prompts), read_principles(principles, policy) if steps else [], random.Random(seed)
     if believable is None: believable = .01 if _speaks_helpdesk(policy) else 0.
+    if believable and not isinstance(policy, Policy): raise ValueError(f"believable={believable:g} asks for probabilities, and a {type(policy).__name__} has none: leave it out")
     say = lambda asked, use, t=temperature: [a.strip() for a in policy.generate(asked, temperature=t, max_new_tokens=max_new_tokens, seed=_seed_for(seed, use))]
     now = list(responses) if responses is not None else say(prompts, "answer", 1.)
     traces = [Trace(p, r) for p, r in zip(prompts, now, strict=True)]
@@ -198,8 +198,8 @@ def constitutional_ai_step(
     "One answer, criticised and revised, under the course card's name."
     return critique_and_revise(model, [prompt], principles, steps, seed=seed)[0]
 
-# %% ../nbs/17_constitutional_ai.ipynb #fb80f247
-HELPFUL_SHARE = 270_596 / 731_328   # helpful samples for each revision (Bai et al. 2022, section 3.2)
+# %% ../nbs/17_constitutional_ai.ipynb #6099fbd8
+HELPFUL_SHARE = 2 * 135_296 / (4 * 182_831)   # helpful samples for each revision (Bai et al. 2022, section 3.2)
 
 def sl_cai_data(
     traces: list,             # of `critique_and_revise`
@@ -229,13 +229,13 @@ class PrincipleJudge:
     def __init__(self,
         policy: Policy,
         principles=None,             # as `read_principles`
-        clamp: float | None = None,  # probabilities are held between 1 − clamp and clamp
+        clamp: float | None = None,  # the probabilities of each order are held between 1 − clamp and clamp
         seed: int = 0,               # of the draw of principles
     ):  # ValueError: clamp outside of (.5, 1)
         if clamp is not None and not .5 < clamp < 1: raise ValueError(f"clamp must be above .5 and below 1, not {clamp}: .6 holds probabilities between 40% and 60%")
         self.principles, self.clamp, self.seed = read_principles(principles, policy), clamp, seed
         def judge(p):
-            if _speaks_helpdesk(policy): return LMJudge(policy, partial(role_message, "judge", p.name))
+            if _speaks_helpdesk(policy): return LMJudge(policy, lambda prompt, *answers: role_message("judge", p.name, _says(prompt), *answers))
             return text_judge(policy, _COMPARE.format(principle=p.compare.replace("{", "{{").replace("}", "}}")))
         self.judges = [judge(p) for p in self.principles]
     calls, tokens, price, unparsed = (property(lambda self, k=k: sum(getattr(j, k) for j in self.judges)) for k in ("calls", "tokens", "price", "unparsed"))
@@ -263,12 +263,12 @@ def train_cai(
     policy: Policy,             # the start: answers, criticises, revises and, unless another judge is given, compares. It is not changed
     data,                       # rows with prompt
     args: SFTArgs | DPOArgs | PPOArgs | None = None,  # SFTArgs: SL-CAI alone. DPOArgs, PPOArgs: SL-CAI, and then RL-CAI from its policy, by that method
-    principles=None,            # as `read_principles`; [] with revisions=0
+    principles=None,            # as `read_principles`
     revisions: int = 4,         # critiques and revisions of each answer
     helpful_prompts=(),         # SL-CAI: prompts whose unrevised answers are mixed in
     helpful_pairs=(),           # RL-CAI: people's comparisons (prompt, chosen, rejected) that are mixed in
     judge=None,                 # RL-CAI: as `open_judge`; None: a `PrincipleJudge` of the start
-    sl_args: SFTArgs | None = None,   # of SL-CAI, before RL-CAI
+    sl_args: SFTArgs | None = None,   # of SL-CAI, before RL-CAI; None: the steps of `args`, at 3e-4
     reward_args=None,           # of the preference model, before PPO
     watch=None,                 # PPO: a reward whose values are only noted
     max_new_tokens: int = 96,   # of answers, critiques and revisions
@@ -279,19 +279,20 @@ def train_cai(
     meta: dict | None = None,   # more for run.json
 ) -> Run:  # with the trained copy as .policy, and all that both stages cost
     "Constitutional AI: learn from your own revisions, then from your own comparisons (Bai et al. 2022)."
-    args, rows = args or SFTArgs(), [dict(prompt=r["prompt"]) for r in data]
+    args, rows = args or SFTArgs(lr=3e-4), [dict(prompt=r["prompt"]) for r in data]
     sl = isinstance(args, SFTArgs)
-    stage = args if sl else sl_args or SFTArgs(lr=2e-4, steps=args.steps, batch_size=args.batch_size, seed=args.seed, bf16=args.bf16, micro_batch=args.micro_batch)
-    def keep(name, make): return cached_rows(Path(out) / name, make) if out else make()
-    *made, spent = keep("revisions.jsonl", lambda: _revised(policy, rows, principles, revisions, list(helpful_prompts), believable, max_new_tokens, args.seed))
+    stage = args if sl else sl_args or SFTArgs(lr=3e-4, steps=args.steps, batch_size=args.batch_size, seed=args.seed, bf16=args.bf16, micro_batch=args.micro_batch)
+    judge = None if sl else PrincipleJudge(policy, principles, seed=args.seed) if judge is None else open_judge(judge)
+    used = read_principles(principles, policy) if revisions or isinstance(judge, PrincipleJudge) else []
+    more = dict(meta or {}, principles=[p.name for p in used], revisions=revisions)
+    asked = [*rows, dict(used=used, steps=revisions, helpful=list(helpful_prompts), believable=believable, most=max_new_tokens, seed=args.seed)]
+    *made, spent = _kept(out, "revisions.jsonl", asked, lambda: _revised(policy, rows, principles, revisions, list(helpful_prompts), believable, max_new_tokens, args.seed))
     traces, helpful = [Trace(**r) for r in made if "steps" in r], [r for r in made if "completion" in r]
-    more = dict(meta or {}, principles=[p.name for p in read_principles(principles, policy)] if revisions else [], revisions=revisions)
     first = train_sft(policy, sl_cai_data(traces, helpful, every), stage, out=Path(out) if out and sl else out and Path(out) / "sl", resume=resume or not sl and bool(out), meta=more)
     first.tokens_generated += spent["tokens_generated"]
     if sl: return first
     start = _as_start(first.policy, args.seed)
-    judge = PrincipleJudge(policy, principles, seed=args.seed) if judge is None else open_judge(judge)
-    *labelled, spent = keep("labels.jsonl", lambda: _compared(start, rows, judge, args.seed, max_new_tokens))
+    *labelled, spent = _kept(out, "labels.jsonl", [*asked, dict(judge=type(judge).__name__, start=content_hash(start.model))], lambda: _compared(start, rows, judge, args.seed, max_new_tokens))
     labelled = [{k: r[k] for k in ("prompt", "chosen", "rejected", "p_chosen")} for r in [*labelled, *(dict(r, p_chosen=1.) for r in helpful_pairs)]]
     if isinstance(args, PPOArgs): run = train_rlhf(start, labelled, args, None, reward_args, watch, out=out, resume=resume, meta=more)
     else: run = fit(start.copy(), labelled, SoftDPOObjective(args.beta, args.max_length), args, out, resume, meta=more)
@@ -299,7 +300,16 @@ def train_cai(
     run.tokens_generated += spent["tokens_generated"]
     return add_costs(run, first)
 
-# %% ../nbs/17_constitutional_ai.ipynb #cbf3fe7b
+# %% ../nbs/17_constitutional_ai.ipynb #d067789e
+def _kept(out, name, asked, make):
+    "Rows that are made once for a run's folder; ValueError where those in it were made for something else"
+    if not out: return make()
+    key = content_hash(asked)
+    def marked(): *rows, spent = make(); return [*rows, dict(spent, asked=key)]
+    rows = cached_rows(Path(out) / name, marked)
+    if rows[-1]["asked"] != key: raise ValueError(f"{Path(out) / name} was made for other prompts, principles or settings: go on with those, or choose another folder")
+    return rows
+
 def _revised(policy, rows, principles, steps, helpful_prompts, believable, max_new_tokens, seed):
     "Traces and helpful samples as rows, and as a last row what they cost"
     traces = critique_and_revise(policy, [r["prompt"] for r in rows], principles, steps, believable=believable, max_new_tokens=max_new_tokens, seed=seed)
@@ -319,8 +329,9 @@ def _compared(policy, rows, judge, seed, max_new_tokens):
 def _as_start(policy, seed):
     "The policy of SL-CAI as the start (and the reference) of RL-CAI: adapters are merged, and new ones put on"
     if not _is_lora(policy.model): return policy
-    merged = policy.copy(); merged.model = merged.model.merge_and_unload()
-    return add_lora(merged, seed=seed)
+    merged, lora = policy.copy(), policy.model.peft_config["default"]
+    merged.model = merged.model.merge_and_unload()
+    return add_lora(merged, lora.r, lora.lora_alpha, seed)
 
 # %% ../nbs/17_constitutional_ai.ipynb #38a3a7a8
 class APIWriter(APIJudge):
@@ -332,7 +343,7 @@ class APIWriter(APIJudge):
     def generate(self, prompts, temperature=1., max_new_tokens=None, seed=0):
         "Texts for a list of prompts; those asked before are read from the cache."
         def request(i, p): return dict(model=self.model, messages=p if isinstance(p, list) else [dict(role="user", content=p)],
-                                       temperature=temperature, seed=seed + i, max_completion_tokens=self.max_new_tokens)
+                                       temperature=temperature, seed=seed + i, max_completion_tokens=max_new_tokens or self.max_new_tokens)
         requests = [request(i, p) for i, p in enumerate(prompts)]
         files = [self._file(r) for r in requests]
         todo = {f: r for f, r in zip(files, requests) if self._kept(f) is None}

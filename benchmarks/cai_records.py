@@ -10,7 +10,6 @@ revision. rl: RL-CAI by DPO and PPO. Runs are kept under runs/records as in reco
 import argparse
 import random
 from functools import cache, cached_property
-from pathlib import Path
 
 import records
 import torch
@@ -100,14 +99,13 @@ def variant(seed, kind):
 # --- revisions alone
 def critic(kind, seed, right=None):
     "A critic in the model's place"
+    coin = random.Random(seed)                                   # goes on from step to step
     def truth(drawn, prompts, responses): return [critique(p.name, x, y) for p, x, y in zip(drawn, prompts, responses)]
     def shuffled(drawn, prompts, responses):                     # right critiques of other answers
-        said = truth(drawn, prompts, responses); random.Random(seed).shuffle(said); return said
+        said = truth(drawn, prompts, responses); coin.shuffle(said); return said
     def mixed(drawn, prompts, responses):
-        coin = random.Random(seed)
         return [a if coin.random() < right else b for a, b in zip(truth(drawn, prompts, responses), shuffled(drawn, prompts, responses))]
     def other_principle(drawn, prompts, responses):              # what another principle has to say
-        coin = random.Random(seed)
         return truth([coin.choice([p for p in constitutional_principles if p != q]) for q in drawn], prompts, responses)
     def direct(drawn, prompts, responses): return [""] * len(prompts)
     return {"own": None, "right": truth, "random critiques": shuffled, "random principles": other_principle, "direct": direct, "mixed": mixed}[kind]

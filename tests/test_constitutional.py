@@ -51,6 +51,7 @@ def test_principles_as_given(desk):
 def test_the_helpdesk_model_is_asked_in_its_own_roles(desk):
     p, x, y = constitutional_principles[1], PROMPTS[0], respond(PROMPTS[0])
     assert critique_prompt(desk, p, x, y) == role_message("critic", "honest", x, y) and revision_prompt(desk, p, x, y, "the source is bad .") == role_message("reviser", "honest", x, y, "the source is bad .")
+    said = [dict(role="user", content=x)]; assert critique_prompt(desk, p, said, y) == critique_prompt(desk, p, x, y) and PrincipleJudge(desk).judges[0].ask(said, y, y) == role_message("judge", "helpful", x, y, y)
 
 @pytest.mark.parametrize("principle", constitutional_principles, ids=lambda p: p.name)
 def test_any_other_model_sees_request_response_principle_and_critique(principle):
@@ -143,6 +144,9 @@ def test_a_writer_behind_a_server_pays_once(tmp_path):
         body = f.bodies[-1]; assert "logprobs" not in body and {"seed", "temperature"} <= body.keys() and [m["role"] for m in body["messages"]] == ["user", "assistant"] * 2 + ["user"]
         again = writer(); assert critique_and_revise(again, [f"q{i}" for i in range(24)], ["fair"], steps=1) == traces and again.calls == 0 and again.cached > 0 and len(f.bodies) == 72
 
+def test_a_writer_without_probabilities_cannot_be_checked():
+    with pytest.raises(ValueError, match="believable=0.01 asks for probabilities, and a Echo"): critique_and_revise(Echo(critic_or_reviser), ["q"], believable=.01)
+
 # --- the feedback model
 def test_a_pair_is_judged_under_one_principle_in_both_orders(desk):
     j = PrincipleJudge(desk, seed=4); a, b = ([respond(p, "decent", k) for p in PROMPTS] for k in (0, 1))
@@ -192,7 +196,7 @@ def test_sl_cai_is_fine_tuning_on_revisions_and_helpful_samples(desk):
 
 def test_no_revisions_is_the_control(desk):
     a = SFTArgs(**small); first = desk.generate(PROMPTS, max_new_tokens=96, seed=module._seed_for(0, "answer"))
-    same(train_cai(desk, ROWS, a, revisions=0), train_sft(desk, [dict(prompt=p, completion=c.strip()) for p, c in zip(PROMPTS, first)], a))
+    same(train_cai(desk, ROWS, a, [], revisions=0), train_sft(desk, [dict(prompt=p, completion=c.strip()) for p, c in zip(PROMPTS, first)], a))
 
 @pytest.mark.parametrize("args", [DPOArgs(**small), PPOArgs(minibatches=2, **small)], ids=["dpo", "ppo"])
 def test_rl_cai_starts_from_the_policy_of_sl_cai_and_is_priced_from_it(desk, args):
@@ -230,4 +234,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_weights(desk, stage, tmp_path, 
 
 def test_a_run_is_not_resumed_under_other_principles(desk, tmp_path):
     train_cai(desk, ROWS[:8], SFTArgs(**small), ["fair"], revisions=1, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="principles was"): train_cai(desk, ROWS[:8], SFTArgs(**small), ["polite"], revisions=1, out=tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="revisions.jsonl was made for other prompts, principles or settings"): train_cai(desk, ROWS[:8], SFTArgs(**small), ["polite"], revisions=1, out=tmp_path / "run", resume=True)
+    (tmp_path / "left").mkdir(); (tmp_path / "run" / "revisions.jsonl").rename(tmp_path / "left" / "revisions.jsonl")                    # all that a run left that was stopped early
+    for other in (dict(revisions=2), dict(revisions=1, believable=0.)):
+        with pytest.raises(ValueError, match="made for other"): train_cai(desk, ROWS[:8], SFTArgs(**small), ["fair"], out=tmp_path / "left", **other)
+    assert train_cai(desk, ROWS[:8], SFTArgs(**small), ["fair"], revisions=1, out=tmp_path / "left").history

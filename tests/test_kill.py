@@ -19,6 +19,7 @@ def trainer(method):
     from alignlab.dpo_family import train_online_dpo
     from alignlab.group_rl import GroupArgs, train_grpo
     from alignlab.helpdesk import Annotator, gold, make_prompts, respond
+    from alignlab.judges import RandomJudge
     from alignlab.rlhf import PPOArgs, train_rlhf
     from alignlab.sft import SFTArgs, new_model, train_sft
     start, prompts = new_model('micro'), make_prompts('train', 40)
@@ -26,7 +27,7 @@ def trainer(method):
     if method == 'online': return lambda out: train_online_dpo(start, prompts, Annotator(), DPOArgs(steps=24, batch_size=4, save_every=3), rounds=3, max_new_tokens=12, out=out, resume=True)
     if method == 'rlhf': return lambda out: train_rlhf(start, [dict(prompt=p) for p in prompts], PPOArgs(steps=24, batch_size=8, minibatches=2, max_new_tokens=8, target_kl=.01, save_every=3), reward=gold, out=out, resume=True)
     if method == 'grpo': return lambda out: train_grpo(start, [dict(prompt=p) for p in prompts], GroupArgs(steps=24, batch_size=4, group=3, minibatches=2, max_new_tokens=8, save_every=3), reward=gold, out=out, resume=True)
-    if method == 'cai': return lambda out: train_cai(start, [dict(prompt=p) for p in prompts], DPOArgs(steps=24, batch_size=8, save_every=3), revisions=1, believable=0., max_new_tokens=8, out=out, resume=True)
+    if method == 'cai': return lambda out: train_cai(start, [dict(prompt=p) for p in prompts], DPOArgs(steps=24, batch_size=8, save_every=3), revisions=1, believable=0., max_new_tokens=8, judge=RandomJudge(), out=out, resume=True)
     pairs = [dict(prompt=p, chosen=respond(p, 'good'), rejected=respond(p, 'web')) for p in prompts]
     return lambda out: train_dpo(start, pairs, DPOArgs(steps=40, batch_size=8, save_every=3), out=out, resume=True)
 
