@@ -64,6 +64,13 @@ def test_cai_with_a_chat_model(smollm2, tmp_path, monkeypatch):
     history = [json.loads(line) for line in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
     assert len(history) == 2 and history[0]['loss'] == pytest.approx(.6931, abs=2e-3) and found['judge_calls'] in (2, 4, 6, 8) and found['labels'] == 0     # equal answers are not compared
 
+def test_cai_on_sentiment(smollm2, tmp_path, monkeypatch):
+    "A base model, without a chat template: two steps on revisions."
+    pytest.importorskip('vaderSentiment'); monkeypatch.chdir(tmp_path)
+    found, _ = command('train', 'cai', '--lab', 'sentiment', '--way', 'sl', '--n-eval', 2, '--revisions', 1, '--out', 'run')
+    history = [json.loads(line) for line in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
+    assert len(history) == 2 and found['labels'] == found['judge_calls'] == 0 and _flat(found['report'])['kl']['mean'] != 0 and 'gold' in _flat(found['report'])
+
 def test_grpo_on_constraints(smollm2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found, _ = command('train', 'grpo', '--lab', 'constraints', '--reward', 'gold', '--n-eval', 4, '--out', 'run')
