@@ -16,10 +16,10 @@ from .models import Policy, _is_lora, add_lora
 from .preferences import _seed_for
 from .real_judges import APIJudge, _says, open_judge, text_judge
 from .reward_model import add_costs
-from .rlaif import SoftDPOObjective, label_pairs
+from .rlaif import SoftDPOObjective, _labelled, _made_of
 from .rlhf import PPOArgs, train_rlhf
 from .sft import SFTArgs, train_sft
-from .training import Run, cached_rows, content_hash, fit
+from .training import Run, cached_rows, fit
 
 # %% auto #0
 __all__ = ['constitutional_principles', 'HELPFUL_SHARE', 'Principle', 'read_principles', 'critique_prompt', 'revision_prompt',
@@ -285,14 +285,16 @@ def train_cai(
     judge = None if sl else PrincipleJudge(policy, principles, seed=args.seed) if judge is None else open_judge(judge)
     used = read_principles(principles, policy) if revisions or isinstance(judge, PrincipleJudge) else []
     more = dict(meta or {}, principles=[p.name for p in used], revisions=revisions)
-    asked = [*rows, dict(used=used, steps=revisions, helpful=list(helpful_prompts), believable=believable, most=max_new_tokens, seed=args.seed)]
-    *made, spent = _kept(out, "revisions.jsonl", asked, lambda: _revised(policy, rows, principles, revisions, list(helpful_prompts), believable, max_new_tokens, args.seed))
+    def keep(name, make, of): return cached_rows(Path(out) / name, make, of) if out else make()
+    of = [*rows, dict(used=used, steps=revisions, helpful=list(helpful_prompts), believable=believable, max_new_tokens=max_new_tokens, seed=args.seed)]
+    *made, spent = keep("revisions.jsonl", lambda: _revised(policy, rows, principles, revisions, list(helpful_prompts), believable, max_new_tokens, args.seed), of)
     traces, helpful = [Trace(**r) for r in made if "steps" in r], [r for r in made if "completion" in r]
     first = train_sft(policy, sl_cai_data(traces, helpful, every), stage, out=Path(out) if out and sl else out and Path(out) / "sl", resume=resume or not sl and bool(out), meta=more)
     first.tokens_generated += spent["tokens_generated"]
     if sl: return first
     start = _as_start(first.policy, args.seed)
-    *labelled, spent = _kept(out, "labels.jsonl", [*asked, dict(judge=type(judge).__name__, start=content_hash(start.model))], lambda: _compared(start, rows, judge, args.seed, max_new_tokens))
+    compare = start, rows, judge, _seed_for(args.seed, "pairs"), max_new_tokens
+    *labelled, spent = keep("labels.jsonl", lambda: _labelled(*compare), [*_made_of(*compare), dict(used=used)])
     labelled = [{k: r[k] for k in ("prompt", "chosen", "rejected", "p_chosen")} for r in [*labelled, *(dict(r, p_chosen=1.) for r in helpful_pairs)]]
     if isinstance(args, PPOArgs): run = train_rlhf(start, labelled, args, None, reward_args, watch, out=out, resume=resume, meta=more)
     else: run = fit(start.copy(), labelled, SoftDPOObjective(args.beta, args.max_length), args, out, resume, meta=more)
@@ -301,15 +303,6 @@ def train_cai(
     return add_costs(run, first)
 
 # %% ../nbs/17_constitutional_ai.ipynb #d067789e
-def _kept(out, name, asked, make):
-    "Rows that are made once for a run's folder; ValueError where those in it were made for something else"
-    if not out: return make()
-    key = content_hash(asked)
-    def marked(): *rows, spent = make(); return [*rows, dict(spent, asked=key)]
-    rows = cached_rows(Path(out) / name, marked)
-    if rows[-1]["asked"] != key: raise ValueError(f"{Path(out) / name} was made for other prompts, principles or settings: go on with those, or choose another folder")
-    return rows
-
 def _revised(policy, rows, principles, steps, helpful_prompts, believable, max_new_tokens, seed):
     "Traces and helpful samples as rows, and as a last row what they cost"
     traces = critique_and_revise(policy, [r["prompt"] for r in rows], principles, steps, believable=believable, max_new_tokens=max_new_tokens, seed=seed)
@@ -318,13 +311,6 @@ def _revised(policy, rows, principles, steps, helpful_prompts, believable, max_n
     written = [t.response for t in traces] + [s[k] for t in traces for s in t.steps for k in ("critique", "revision")] + said
     tokens = sum(len(policy.tokenizer(w, add_special_tokens=False).input_ids) + 1 for w in written)
     return [*(asdict(t) for t in traces), *helpful, dict(tokens_generated=tokens)]
-
-def _compared(policy, rows, judge, seed, max_new_tokens):
-    "Pairs of the policy's answers with AI labels, and as a last row what they cost"
-    before, seed = getattr(judge, "calls", 0), _seed_for(seed, "pairs")
-    s = policy.sample([r["prompt"] for r in rows], n=2, max_new_tokens=max_new_tokens, seed=seed)
-    found = label_pairs(s.prompts[::2], s.text[::2], s.text[1::2], judge)
-    return [*found, dict(judge_calls=getattr(judge, "calls", 0) - before, tokens_generated=int(s.mask.sum()))]
 
 def _as_start(policy, seed):
     "The policy of SL-CAI as the start (and the reference) of RL-CAI: adapters are merged, and new ones put on"

@@ -16,7 +16,7 @@ from .models import Policy, group_logps, load_policy
 from .preferences import _dataset
 from .real_judges import _says, open_judge
 from .rlhf import PPOArgs, train_rlhf
-from .training import Run, cached_rows, fit
+from .training import Run, cached_rows, content_hash, fit
 
 # %% auto #0
 __all__ = ['SCORE', 'label_pairs', 'generate_rlaif_data', 'soft_dpo_loss', 'SoftDPOObjective', 'fit_scale', 'rescale',
@@ -173,12 +173,16 @@ def train_rlaif(
         run.judge_calls, run.models_in_memory = args.steps * args.batch_size * len(judge.questions), run.models_in_memory + 1
         return run
     def make(): return _labelled(policy, rows, open_judge(policy if judge is None else judge), args.seed, max_new_tokens)
-    *labelled, spent = cached_rows(Path(out) / "labels.jsonl", make) if out else make()
+    *labelled, spent = cached_rows(Path(out) / "labels.jsonl", make, _made_of(policy, rows, judge, args.seed, max_new_tokens)) if out else make()
     if not soft: labelled = [{k: v for k, v in r.items() if k != "p_chosen"} for r in labelled]
     if isinstance(args, PPOArgs): run = train_rlhf(policy, labelled, args, None, reward_args, watch, **rest)
     else: run = fit(policy.copy(), labelled, SoftDPOObjective(args.beta, args.max_length), args, **rest)
     run.labels, run.judge_calls, run.tokens_generated = 0, spent["judge_calls"], run.tokens_generated + spent["tokens_generated"]
     return run
+
+def _made_of(policy, rows, judge, seed, max_new_tokens):
+    "What labels depend on, as rows"
+    return [*rows, dict(policy=content_hash(policy.model), judge=type(judge).__name__, seed=seed, max_new_tokens=max_new_tokens)]
 
 def _labelled(policy, rows, judge, seed, max_new_tokens):
     "AI labels for rows, and as a last row what they cost"

@@ -515,14 +515,19 @@ def fit(
 def cached_rows(
     path: Path,      # a .jsonl file
     make: Callable,  # () -> rows (dicts of plain values); called only where the file is not there yet
-) -> list:  # the rows as read from the file, the same the first time and later
+    of: list | None = None,  # rows that say what they are made of; its hash is kept in the file
+) -> list:  # the rows as read from the file, the same the first time and later; ValueError where it was made of something else
     "Rows that are made once: sampled, judged or revised; a crash leaves all of them or none"
-    path = Path(path)
+    path, key = Path(path), content_hash(of) if of else None
     with _first_alone():
         if not path.exists():
-            text = "".join(_json(row) + "\n" for row in make())
+            rows = list(make())
+            if key: rows[-1] = dict(rows[-1], of=key)
+            text = "".join(_json(row) + "\n" for row in rows)
             _whole(path, lambda f: f.write(text.encode()))
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if key and rows[-1].pop("of", None) != key: raise ValueError(f"{path.as_posix()} was made of other data or settings: go on with those, or choose another folder")
+    return rows
 
 # %% ../nbs/05_training.ipynb #c23e7386
 _SCHEMA = 1   # of record files: raise it when their form changes

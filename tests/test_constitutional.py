@@ -85,7 +85,7 @@ def test_each_step_revises_what_the_last_one_left():
     for t in traces:
         assert t.response == "a first answer" and t.revised == "better: better: better: a first answer" and [s["critique"] for s in t.steps] == ["it is curt"] * 3
         for before, s in zip(t.responses, t.steps): assert s["revision"] == s["response"] == "better: " + before and s["kept"]
-    assert [len(x) for x in (critique_and_revise(w, ["q"], steps=0)[0].steps,)] == [0]
+    assert critique_and_revise(w, ["q"], steps=0) == [Trace("q", "a first answer")]
 
 def test_one_principle_a_step_drawn_for_each_prompt():
     traces = critique_and_revise(Echo(critic_or_reviser), [f"q{i}" for i in range(200)], steps=2, seed=1)
@@ -217,7 +217,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_weights(desk, stage, tmp_path, 
     a = DPOArgs(save_every=1, **small); whole = train_cai(desk, ROWS[:12], a, revisions=1, out=tmp_path / "whole")
     class Stop(Exception): pass
     def stop(*_, **__): raise Stop
-    name = dict(revising="_revised", sl="train_sft", comparing="_compared", rl="fit")[stage]; real, left = getattr(module, name), []
+    name = dict(revising="_revised", sl="train_sft", comparing="_labelled", rl="fit")[stage]; real, left = getattr(module, name), []
     def halfway(*x, **k):
         def at(row):
             if row["step"] == 2: raise KeyboardInterrupt
@@ -227,15 +227,15 @@ def test_stopped_anywhere_it_goes_on_to_the_same_weights(desk, stage, tmp_path, 
     kept = {p.name for p in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
     assert kept >= dict(revising=set(), sl={"revisions.jsonl"}, comparing={"revisions.jsonl", "sl"}, rl={"revisions.jsonl", "sl", "labels.jsonl", "run.json"})[stage]
     monkeypatch.setattr(module, name, real)
-    if stage == "rl": monkeypatch.setattr(module, "_compared", stop); monkeypatch.setattr(module, "_revised", stop)          # nothing is asked twice
+    if stage == "rl": monkeypatch.setattr(module, "_labelled", stop); monkeypatch.setattr(module, "_revised", stop)          # nothing is asked twice
     run = train_cai(desk, ROWS[:12], a, revisions=1, out=tmp_path / "run", resume=True)
     same(run, whole); assert {k: v for k, v in run.costs().items() if k != "seconds"} == {k: v for k, v in whole.costs().items() if k != "seconds"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["meta"] == dict(principles=list(PRINCIPLES), revisions=1)
 
 def test_a_run_is_not_resumed_under_other_principles(desk, tmp_path):
     train_cai(desk, ROWS[:8], SFTArgs(**small), ["fair"], revisions=1, out=tmp_path / "run")
-    with pytest.raises(ValueError, match="revisions.jsonl was made for other prompts, principles or settings"): train_cai(desk, ROWS[:8], SFTArgs(**small), ["polite"], revisions=1, out=tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="revisions.jsonl was made of other data or settings"): train_cai(desk, ROWS[:8], SFTArgs(**small), ["polite"], revisions=1, out=tmp_path / "run", resume=True)
     (tmp_path / "left").mkdir(); (tmp_path / "run" / "revisions.jsonl").rename(tmp_path / "left" / "revisions.jsonl")                    # all that a run left that was stopped early
     for other in (dict(revisions=2), dict(revisions=1, believable=0.)):
-        with pytest.raises(ValueError, match="made for other"): train_cai(desk, ROWS[:8], SFTArgs(**small), ["fair"], out=tmp_path / "left", **other)
+        with pytest.raises(ValueError, match="made of other"): train_cai(desk, ROWS[:8], SFTArgs(**small), ["fair"], out=tmp_path / "left", **other)
     assert train_cai(desk, ROWS[:8], SFTArgs(**small), ["fair"], revisions=1, out=tmp_path / "left").history

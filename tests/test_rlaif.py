@@ -160,6 +160,13 @@ def test_the_labels_are_bought_once(lab, tmp_path):
     for p, q in zip(run.policy.model.parameters(), whole.policy.model.parameters()): close(p, q, atol=0, rtol=0)
     assert json.loads((tmp_path / "run" / "labels.jsonl").read_text().splitlines()[-1])["judge_calls"] == paid
 
+def test_labels_made_of_something_else_are_refused(lab, tmp_path):
+    a = DPOArgs(steps=1, batch_size=4); train_rlaif(lab.start, ROWS[:8], a, GoldJudge(lab.gold), out=tmp_path / "run")
+    (tmp_path / "left").mkdir(); (tmp_path / "run" / "labels.jsonl").rename(tmp_path / "left" / "labels.jsonl")          # all that a run left that was stopped early
+    for rows, judge in ((ROWS[:7], GoldJudge(lab.gold)), (ROWS[:8], None)):
+        with pytest.raises(ValueError, match="labels.jsonl was made of other data or settings"): train_rlaif(lab.start, rows, a, judge, out=tmp_path / "left")
+    assert train_rlaif(lab.start, ROWS[:8], a, GoldJudge(lab.gold), out=tmp_path / "left").history
+
 def test_pairs_of_a_file_are_judged_anew_whatever_their_labels_say(lab):
     pairs = list(lab.preferences(16, 0)); turned = [dict(prompt=r["prompt"], chosen=r["rejected"], rejected=r["chosen"]) for r in pairs]; a = DPOArgs(steps=2, batch_size=8)
     one, two = (train_rlaif(lab.start, d, a, GoldJudge(lab.gold)) for d in (pairs, turned))

@@ -574,6 +574,11 @@ def test_cached_rows_come_back_as_they_were_and_are_made_once(tmp_path_factory, 
     assert cached_rows(path, make) == cached_rows(path, make) == rows and made == [1]
     assert T.content_hash(rows) == T.content_hash([dict(reversed(r.items())) for r in cached_rows(path, make)])
 
+def test_rows_made_of_something_else_are_refused(tmp_path):
+    kept = [cached_rows(tmp_path / 'of.jsonl', lambda: [{'a': 1}, {'b': 2}], of=[{'n': 1}]) for _ in range(2)]
+    assert kept == [[{'a': 1}, {'b': 2}]] * 2
+    with pytest.raises(ValueError, match='of.jsonl was made of other data or settings'): cached_rows(tmp_path / 'of.jsonl', list, of=[{'n': 2}])
+
 def test_rows_that_could_not_be_made_leave_no_file(tmp_path):
     def make(): yield {'a': 1}; raise RuntimeError
     with pytest.raises(RuntimeError): cached_rows(tmp_path / 'r.jsonl', make)
