@@ -16,10 +16,10 @@ from .models import Policy, _is_lora, add_lora
 from .preferences import _seed_for
 from .real_judges import APIJudge, _says, open_judge, text_judge
 from .reward_model import add_costs
-from .rlaif import SoftDPOObjective, _labelled, _made_of
-from .rlhf import PPOArgs, train_rlhf
+from .rlaif import train_rlaif
+from .rlhf import PPOArgs
 from .sft import SFTArgs, train_sft
-from .training import Run, cached_rows, fit
+from .training import Run, cached_rows
 
 # %% auto #0
 __all__ = ['constitutional_principles', 'HELPFUL_SHARE', 'Principle', 'read_principles', 'critique_prompt', 'revision_prompt',
@@ -285,21 +285,14 @@ def train_cai(
     judge = None if sl else PrincipleJudge(policy, principles, seed=args.seed) if judge is None else open_judge(judge)
     used = read_principles(principles, policy) if revisions or isinstance(judge, PrincipleJudge) else []
     more = dict(meta or {}, principles=[p.name for p in used], revisions=revisions)
-    def keep(name, make, of): return cached_rows(Path(out) / name, make, of) if out else make()
     of = [*rows, dict(used=used, steps=revisions, helpful=list(helpful_prompts), believable=believable, max_new_tokens=max_new_tokens, seed=args.seed)]
-    *made, spent = keep("revisions.jsonl", lambda: _revised(policy, rows, principles, revisions, list(helpful_prompts), believable, max_new_tokens, args.seed), of)
+    def make(): return _revised(policy, rows, principles, revisions, list(helpful_prompts), believable, max_new_tokens, args.seed)
+    *made, spent = cached_rows(Path(out) / "revisions.jsonl", make, of) if out else make()
     traces, helpful = [Trace(**r) for r in made if "steps" in r], [r for r in made if "completion" in r]
     first = train_sft(policy, sl_cai_data(traces, helpful, every), stage, out=Path(out) if out and sl else out and Path(out) / "sl", resume=resume or not sl and bool(out), meta=more)
     first.tokens_generated += spent["tokens_generated"]
     if sl: return first
-    start = _as_start(first.policy, args.seed)
-    compare = start, rows, judge, _seed_for(args.seed, "pairs"), max_new_tokens
-    *labelled, spent = keep("labels.jsonl", lambda: _labelled(*compare), [*_made_of(*compare), dict(used=used)])
-    labelled = [{k: r[k] for k in ("prompt", "chosen", "rejected", "p_chosen")} for r in [*labelled, *(dict(r, p_chosen=1.) for r in helpful_pairs)]]
-    if isinstance(args, PPOArgs): run = train_rlhf(start, labelled, args, None, reward_args, watch, out=out, resume=resume, meta=more)
-    else: run = fit(start.copy(), labelled, SoftDPOObjective(args.beta, args.max_length), args, out, resume, meta=more)
-    run.labels, run.judge_calls = len(helpful_pairs), spent["judge_calls"]
-    run.tokens_generated += spent["tokens_generated"]
+    run = train_rlaif(_as_start(first.policy, args.seed), rows, args, judge, max_new_tokens=max_new_tokens, watch=watch, reward_args=reward_args, people=helpful_pairs, out=out, resume=resume, meta=more)
     return add_costs(run, first)
 
 # %% ../nbs/17_constitutional_ai.ipynb #d067789e

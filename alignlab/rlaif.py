@@ -161,10 +161,11 @@ def train_rlaif(
     max_new_tokens: int = 96,  # of an answer that is judged
     watch=None,                # PPO: a reward whose values are only noted: the truth, where it is known
     reward_args=None,          # PPO: of the reward model
+    people=(),                 # rows with prompt, chosen, rejected whose labels are believed and mixed in
     out: Path | None = None,   # the run's folder; the labels are kept in it
     resume: bool = False,      # go on with the run in `out`
     meta: dict | None = None,  # more for run.json
-) -> Run:  # with the trained copy as .policy; its labels are 0: no person was asked
+) -> Run:  # with the trained copy as .policy; its labels are those of `people`: nobody else was asked
     "RL (or DPO) from AI feedback: distilled from a judge's labels, or directly on its score (Lee et al. 2023, section 2.2)."
     args, rows, rest = args or DPOArgs(), list(data), dict(out=out, resume=resume, meta=meta)
     if isinstance(judge, ScoreReward):
@@ -174,15 +175,16 @@ def train_rlaif(
         return run
     def make(): return _labelled(policy, rows, open_judge(policy if judge is None else judge), args.seed, max_new_tokens)
     *labelled, spent = cached_rows(Path(out) / "labels.jsonl", make, _made_of(policy, rows, judge, args.seed, max_new_tokens)) if out else make()
+    labelled += [dict(r, p_chosen=1.) for r in people]
     if not soft: labelled = [{k: v for k, v in r.items() if k != "p_chosen"} for r in labelled]
     if isinstance(args, PPOArgs): run = train_rlhf(policy, labelled, args, None, reward_args, watch, **rest)
     else: run = fit(policy.copy(), labelled, SoftDPOObjective(args.beta, args.max_length), args, **rest)
-    run.labels, run.judge_calls, run.tokens_generated = 0, spent["judge_calls"], run.tokens_generated + spent["tokens_generated"]
+    run.labels, run.judge_calls, run.tokens_generated = len(people), spent["judge_calls"], run.tokens_generated + spent["tokens_generated"]
     return run
 
 def _made_of(policy, rows, judge, seed, max_new_tokens):
     "What labels depend on, as rows"
-    return [*rows, dict(policy=content_hash(policy.model), judge=type(judge).__name__, seed=seed, max_new_tokens=max_new_tokens)]
+    return [*rows, dict(policy=content_hash(policy.model), judge=[type(judge).__name__, getattr(judge, "principles", None)], seed=seed, max_new_tokens=max_new_tokens)]
 
 def _labelled(policy, rows, judge, seed, max_new_tokens):
     "AI labels for rows, and as a last row what they cost"

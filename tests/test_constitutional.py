@@ -3,7 +3,7 @@ import html, json, math, re
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 import alignlab.constitutional as module
-from alignlab import helpdesk
+from alignlab import helpdesk, rlaif
 from alignlab.constitutional import *
 from alignlab.constitutional import _changes
 from alignlab.dpo import DPOArgs
@@ -217,17 +217,17 @@ def test_stopped_anywhere_it_goes_on_to_the_same_weights(desk, stage, tmp_path, 
     a = DPOArgs(save_every=1, **small); whole = train_cai(desk, ROWS[:12], a, revisions=1, out=tmp_path / "whole")
     class Stop(Exception): pass
     def stop(*_, **__): raise Stop
-    name = dict(revising="_revised", sl="train_sft", comparing="_labelled", rl="fit")[stage]; real, left = getattr(module, name), []
+    where, name = dict(revising=(module, "_revised"), sl=(module, "train_sft"), comparing=(rlaif, "_labelled"), rl=(rlaif, "fit"))[stage]; real = getattr(where, name)
     def halfway(*x, **k):
         def at(row):
             if row["step"] == 2: raise KeyboardInterrupt
         return real(*x, on_step=at, **k)
-    monkeypatch.setattr(module, name, halfway if stage == "rl" else stop)
+    monkeypatch.setattr(where, name, halfway if stage == "rl" else stop)
     with pytest.raises((Stop, KeyboardInterrupt)): train_cai(desk, ROWS[:12], a, revisions=1, out=tmp_path / "run")
     kept = {p.name for p in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
     assert kept >= dict(revising=set(), sl={"revisions.jsonl"}, comparing={"revisions.jsonl", "sl"}, rl={"revisions.jsonl", "sl", "labels.jsonl", "run.json"})[stage]
-    monkeypatch.setattr(module, name, real)
-    if stage == "rl": monkeypatch.setattr(module, "_labelled", stop); monkeypatch.setattr(module, "_revised", stop)          # nothing is asked twice
+    monkeypatch.setattr(where, name, real)
+    if stage == "rl": monkeypatch.setattr(rlaif, "_labelled", stop); monkeypatch.setattr(module, "_revised", stop)          # nothing is asked twice
     run = train_cai(desk, ROWS[:12], a, revisions=1, out=tmp_path / "run", resume=True)
     same(run, whole); assert {k: v for k, v in run.costs().items() if k != "seconds"} == {k: v for k, v in whole.costs().items() if k != "seconds"}
     assert json.loads((tmp_path / "run" / "run.json").read_text())["meta"] == dict(principles=list(PRINCIPLES), revisions=1)
