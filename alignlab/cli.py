@@ -392,7 +392,7 @@ def _constitution(lab, ai, lora, b, args, rows):
     "What Constitutional AI needs beside prompts: principles, how often to revise, whose unrevised answers to mix in, and how each stage learns"
     from alignlab.constitutional import HELPFUL_SHARE, read_principles
     from alignlab.helpdesk import KINDS
-    given = dict(principles=read_principles(ai["principle"], lab.start), revisions=4 if ai["revisions"] is None else ai["revisions"], max_new_tokens=lab.max_new_tokens)
+    given = dict(principles=read_principles(ai["principle"], lab.start), max_new_tokens=lab.max_new_tokens, **({"revisions": ai["revisions"]} if ai["revisions"] else {}))
     if lab.name == "helpdesk": given["helpful_prompts"] = lab.prompts("train", max(1, round(rows * HELPFUL_SHARE)), args.seed + 1, [k for k in KINDS if k != "harm"])
     if ai["way"] != "sl": given["sl_args"] = _make_args("cai", dict(seed=args.seed), b, lab.name != "helpdesk", lora, rows, "sl")
     return given | (_rewarding(lab, lora, b, None, args, rows) if ai["way"] == "ppo" else {})
@@ -440,9 +440,12 @@ def _run(method, m, b, lab, lora, out, resume, n_eval, given, reward, ai):
     if sys.stderr.isatty(): _say(f"loading {lab.model}")
     with _undo(out):
         lab.start                                                             # loads it: an unknown model is told before a word of progress
-        n = min(there, max(4, args.steps * args.batch_size // 8))                # for cai, where each prompt is answered and revised many times
-        more = _constitution(lab, ai, lora, b, args, n) if method == "cai" else _feedback(lab, ai, lora, b, args, there) if from_ai else _rewarding(lab, lora, b, reward, args, there) if m.rl else {}
-        if method != "cai": n = min(there, max(a.steps * a.batch_size for a in (args, more.get("reward_args") or args)))
+        if method == "cai":                                                   # each prompt is answered, and revised many times
+            n = min(there, max(4, args.steps * args.batch_size // 8))
+            more = _constitution(lab, ai, lora, b, args, n)
+        else:
+            more = _feedback(lab, ai, lora, b, args, there) if from_ai else _rewarding(lab, lora, b, reward, args, there) if m.rl else {}
+            n = min(there, max(a.steps * a.batch_size for a in (args, more.get("reward_args") or args)))
         rows = _take(lab, "prompts" if reward or from_ai and file is None else m.data, n, args.seed, out)
         _say(f"measuring the start on {n_eval} held-out prompts")
         before = _report(lab, reward_model(lab.start, args.seed) if method == "reward" else lab.start, n_eval, args.seed)

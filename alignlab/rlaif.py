@@ -170,6 +170,7 @@ def train_rlaif(
     args, rows, rest = args or DPOArgs(), list(data), dict(out=out, resume=resume, meta=meta)
     if isinstance(judge, ScoreReward):
         if not isinstance(args, PPOArgs): raise ValueError("a judge that scores single answers has no pairs for DPO: give PPOArgs, or a judge with prefer()")
+        if people: raise ValueError("people's pairs go into labels, and a judge that scores single answers gives none: leave people out")
         run = train_rlhf(policy, rows, args, judge, watch=watch, **rest)
         run.judge_calls, run.models_in_memory = args.steps * args.batch_size * len(judge.questions), run.models_in_memory + 1
         return run

@@ -160,6 +160,12 @@ def test_the_labels_are_bought_once(lab, tmp_path):
     for p, q in zip(run.policy.model.parameters(), whole.policy.model.parameters()): close(p, q, atol=0, rtol=0)
     assert json.loads((tmp_path / "run" / "labels.jsonl").read_text().splitlines()[-1])["judge_calls"] == paid
 
+def test_peoples_pairs_are_mixed_in_and_counted(lab):
+    people, a = [dict(prompt=p, chosen="bye .", rejected="hello !") for p in make_prompts("train", 5, 9)], DPOArgs(steps=2, batch_size=16)
+    run, alone = (train_rlaif(lab.start, ROWS[:8], a, GoldJudge(lab.gold), people=x) for x in (people, ()))
+    assert (run.labels, alone.labels) == (5, 0) and run.judge_calls == alone.judge_calls and any(not torch.equal(p, q) for p, q in zip(run.policy.model.parameters(), alone.policy.model.parameters()))
+    with pytest.raises(ValueError, match="leave people out"): train_rlaif(lab.start, ROWS[:8], PPOArgs(steps=1, batch_size=4, minibatches=1), direct_reward(lab.start), people=people)
+
 def test_labels_made_of_something_else_are_refused(lab, tmp_path):
     a = DPOArgs(steps=1, batch_size=4); train_rlaif(lab.start, ROWS[:8], a, GoldJudge(lab.gold), out=tmp_path / "run")
     (tmp_path / "left").mkdir(); (tmp_path / "run" / "labels.jsonl").rename(tmp_path / "left" / "labels.jsonl")          # all that a run left that was stopped early
