@@ -441,7 +441,7 @@ def _run(method, m, b, lab, lora, out, resume, n_eval, given, reward, ai):
     with _undo(out):
         lab.start                                                             # loads it: an unknown model is told before a word of progress
         if method == "cai":                                                   # each prompt is answered, and revised many times
-            n = min(there, max(4, args.steps * args.batch_size // 8))
+            n = min(there, max(args.batch_size, args.steps * args.batch_size // 8))
             more = _constitution(lab, ai, lora, b, args, n)
         else:
             more = _feedback(lab, ai, lora, b, args, there) if from_ai else _rewarding(lab, lora, b, reward, args, there) if m.rl else {}

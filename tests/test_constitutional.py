@@ -212,9 +212,12 @@ def test_adapters_of_the_first_stage_are_in_the_reference_of_the_second(desk):
     run = train_cai(add_lora(desk.copy()), ROWS[:8], PPOArgs(steps=2, batch_size=4, minibatches=1, lr=1e-3), revisions=1, sl_args=SFTArgs(steps=6, batch_size=8, lr=3e-3), reward_args=RewardArgs(steps=1, batch_size=4, normalise=8))
     assert abs(run.history[0]["kl"]) < 1e-3
 
+@pytest.fixture(scope="module")
+def whole(desk, tmp_path_factory): return train_cai(desk, ROWS[:12], DPOArgs(save_every=1, **small), revisions=1, out=tmp_path_factory.mktemp("whole"))
+
 @pytest.mark.parametrize("stage", ["revising", "sl", "comparing", "rl"])
-def test_stopped_anywhere_it_goes_on_to_the_same_weights(desk, stage, tmp_path, monkeypatch):
-    a = DPOArgs(save_every=1, **small); whole = train_cai(desk, ROWS[:12], a, revisions=1, out=tmp_path / "whole")
+def test_stopped_anywhere_it_goes_on_to_the_same_weights(desk, stage, whole, tmp_path, monkeypatch):
+    a = DPOArgs(save_every=1, **small)
     class Stop(Exception): pass
     def stop(*_, **__): raise Stop
     where, name = dict(revising=(module, "_revised"), sl=(module, "train_sft"), comparing=(rlaif, "_labelled"), rl=(rlaif, "fit"))[stage]; real = getattr(where, name)

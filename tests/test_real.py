@@ -55,21 +55,22 @@ def test_rlhf_on_sentiment(smollm2, tmp_path, monkeypatch):
     assert history[0]['score'] == pytest.approx(history[0]['gold'], abs=2) and abs(history[0]['kl']) < 1e-3 and found['labels'] == 0
 
 def test_cai_with_a_chat_model(smollm2, tmp_path, monkeypatch):
-    "Critiques and revisions by a chat model, few-shot, and both stages: two steps each, with adapters."
+    "Critiques and revisions by a chat model, few-shot, and two steps on them."
     monkeypatch.chdir(tmp_path)
     (tmp_path/'pairs.jsonl').write_text(''.join(json.dumps(dict(prompt=f'Name {i} birds.', chosen='A wren, a gull.', rejected='No.')) + '\n' for i in range(2, 30)))
-    found, _ = command('train', 'cai', '--lab', 'pairs', '--data', 'pairs.jsonl', '--n-eval', 2, '--lora', '--revisions', 1, '--principle', 'helpful', '--principle', 'Answer in one sentence.', '--out', 'run')
+    found, _ = command('train', 'cai', '--lab', 'pairs', '--data', 'pairs.jsonl', '--way', 'sl', '--n-eval', 2, '--revisions', 1, '--principle', 'helpful', '--principle', 'Answer in one sentence.', '--out', 'run')
     *traces, spent = [json.loads(line) for line in (tmp_path/'run'/'revisions.jsonl').read_text().splitlines()]
-    assert len(traces) == 4 and all(len(t['steps']) == 1 and t['steps'][0]['principle'] in ('helpful', 'Answer in one sentence.') for t in traces) and spent['tokens_generated'] > 100
+    assert len(traces) == 2 and all(len(t['steps']) == 1 and t['steps'][0]['principle'] in ('helpful', 'Answer in one sentence.') for t in traces) and spent['tokens_generated'] > 60
     history = [json.loads(line) for line in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
-    assert len(history) == 2 and history[0]['loss'] == pytest.approx(.6931, abs=2e-3) and found['judge_calls'] in (2, 4, 6, 8) and found['labels'] == 0     # equal answers are not compared
+    assert len(history) == 2 and found['labels'] == found['judge_calls'] == 0 and _flat(found['report'])['kl']['mean'] != 0
 
 def test_cai_on_sentiment(smollm2, tmp_path, monkeypatch):
-    "A base model, without a chat template: two steps on revisions."
+    "A base model, without a chat template, with adapters: both stages, two steps each."
     pytest.importorskip('vaderSentiment'); monkeypatch.chdir(tmp_path)
-    found, _ = command('train', 'cai', '--lab', 'sentiment', '--way', 'sl', '--n-eval', 2, '--revisions', 1, '--out', 'run')
+    found, _ = command('train', 'cai', '--lab', 'sentiment', '--lora', '--n-eval', 2, '--revisions', 1, '--out', 'run')
     history = [json.loads(line) for line in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
-    assert len(history) == 2 and found['labels'] == found['judge_calls'] == 0 and _flat(found['report'])['kl']['mean'] != 0 and 'gold' in _flat(found['report'])
+    assert len(history) == 2 and history[0]['loss'] == pytest.approx(.6931, abs=2e-3) and found['judge_calls'] in (2, 4) and found['labels'] == 0     # equal answers are not compared
+    assert (tmp_path/'run'/'sl'/'policy'/'config.json').exists() and 'gold' in _flat(found['report'])
 
 def test_grpo_on_constraints(smollm2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
