@@ -4,9 +4,10 @@
 
 # %% ../nbs/02_helpdesk.ipynb #3f4eb718
 from __future__ import annotations
-import hashlib, itertools, json, random, re
+import hashlib, itertools, json, math, random, re
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import SimpleNamespace
 import torch
 
 # %% auto #0
@@ -16,8 +17,8 @@ __all__ = ['PLACES', 'MISSING', 'GROUPS', 'OPTIONS', 'ACTS', 'ROLE_PLACES', 'ROL
            'RANK', 'TOOL', 'ADJECTIVE', 'ALLOWED', 'PARTS', 'ALLOW', 'FORBID', 'SURE', 'UNSURE', 'FILLER', 'ORDER',
            'ATTRIBUTES', 'CORES', 'STYLES', 'BEST_CORE', 'PRINCIPLES', 'PART_NAMES', 'CHAT_TEMPLATE', 'SPECIAL',
            'Prompt', 'read_prompt', 'make_prompts', 'parse', 'attributes', 'gold', 'agrees', 'respond',
-           'demonstrations', 'Annotator', 'role_message', 'under_principle', 'principle_score', 'critique', 'documents',
-           'build_tokenizer', 'world_hash']
+           'demonstrations', 'respond_logp', 'Annotator', 'role_message', 'under_principle', 'principle_score',
+           'critique', 'documents', 'build_tokenizer', 'world_hash']
 
 # %% ../nbs/02_helpdesk.ipynb #197e0e48
 _w = str.split
@@ -354,6 +355,58 @@ def demonstrations(
 ) -> list:  # of {"prompt", "completion"} rows
     "Training prompts with answers of known quality, as rows of a prompt-completion dataset."
     return [dict(prompt=p, completion=respond(p, style, seed)) for p in make_prompts(split, n, seed)]
+
+# %% ../nbs/02_helpdesk.ipynb #8a233173
+def _outcomes(write):
+    "{text: probability} of all that write(rng) can come to: it is run once for every way its choices can fall"
+    odds, todo = {}, [[]]
+    while todo:
+        path, taken, chance = todo.pop(), [], 1.
+        def choice(xs):
+            nonlocal chance
+            if len(taken) == len(path): todo.extend([*path, i] for i in range(1, len(xs))); path.append(0)
+            taken.append(path[len(taken)]); chance /= len(xs)
+            return xs[taken[-1]]
+        text = write(SimpleNamespace(choice=choice))
+        odds[text] = odds.get(text, 0.) + chance
+    return odds
+
+def _part_odds(p, style, part, right):
+    "{text: probability} of a part; '' stands for leaving it out"
+    odds = {}
+    for level, w in zip(("good", "plain", None, "bad"), STYLES[style]):
+        texts = _outcomes(lambda rng: _write_part(rng, p, part, level, right)) if level else {"": 1.}
+        for t, chance in texts.items(): odds[t] = odds.get(t, 0.) + w * chance
+    return odds
+
+# %% ../nbs/02_helpdesk.ipynb #af04b049
+def _filler_odds(said, rate=.08):
+    "Probability of just these filler sentences in just these places of an answer; 0 where the author never puts one"
+    rest = [s for s in said if s not in FILLER]
+    k, closed = len(said) - len(rest), bool(rest) and rest[-1] in PARTS["closer"][1] + PARTS["closer"][2] + PARTS["closer"][3]
+    if not rest or said[0] in FILLER or closed and said[-1] in FILLER or len({*said} & {*FILLER}) < k: return 0.
+    odds = rate**k * (1 - rate if k < len(FILLER) else 1)
+    for j in range(k): odds *= (j + 1) / (len(FILLER) - j) / (len(rest) + j - 1 + (not closed))     # k! orders of insertion, places at each
+    return odds
+
+def respond_logp(
+    prompt: str,      # a prompt of the world
+    completion: str,  # an answer, without end token
+    style: str = "good",  # as in `respond`; not "best"
+) -> float:  # nats; -inf for what that style never says
+    "Log-probability that the author of a style gives exactly this answer."
+    if style not in STYLES: raise ValueError(f"style must be one of {[*STYLES]}, not {style!r}")
+    p, said = read_prompt(prompt), [s + e for s, e in re.findall(r"(\S.*?)( [.!?](?= |$)|$)", completion)]
+    rest, total = [s for s in said if s not in FILLER], 0.
+    mix = {k: w for k, w in _CORE_MIX[style][p.kind].items() if k != "agree" or "V" in p.slots}
+    for core, w in mix.items():
+        if core == "agree" and p.slots["V"] == FACTS[p.slots["X"], p.slots["rel"]]: core = "right"
+        odds, left = w / sum(mix.values()) * _filler_odds(said), list(rest)
+        for part in ORDER:
+            texts = _outcomes(lambda rng: _write_core(rng, p, core)) if part == "core" else _part_odds(p, style, part, _is_right(p, core))
+            odds *= texts.get(left.pop(0) if left and left[0] in texts else "", 0.)
+        total += odds * (not left)
+    return math.log(total) if total else -math.inf
 
 # %% ../nbs/02_helpdesk.ipynb #3dbbae48
 @dataclass

@@ -1,5 +1,6 @@
 "The world: what it writes it reads, what it rewards cannot be faked, and it stays as it was frozen."
 import itertools
+import math
 import random
 
 import pytest
@@ -133,3 +134,25 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="style"): h.respond(PROMPTS[0], "kind")
     with pytest.raises(ValueError, match="stage"): next(h.documents("rlhf"))
     with pytest.raises(ValueError, match="not a helpdesk prompt"): h.gold(["hello"], ["hi"])
+
+@pytest.mark.parametrize("rest", [["a ."], ["hello !", "a ."], ["hello !", "a .", "bye ."]])
+def test_filler_odds_sum_to_one(rest):
+    "Over every way to put k fillers between the parts, their probabilities add up to that of k fillers"
+    for k in range(3):
+        ways = {tuple(rest)}
+        for _ in range(k): ways = {(*w[:i], f, *w[i:]) for w in ways for f in h.FILLER if f not in w for i in range(len(w) + 1)}
+        assert abs(sum(h._filler_odds(list(w)) for w in ways) - .08**k * .92) < 1e-12
+
+@quick
+@given(prompts, st.sampled_from([*h.STYLES]), seeds)
+def test_every_answer_of_a_style_has_a_probability(prompt, style, seed):
+    assert -60 < h.respond_logp(prompt, h.respond(prompt, style, seed), style) < 0
+
+def test_probability_of_an_answer():
+    "Two bare cores differ in the mixture alone; what the author never says has none"
+    q = "is the ferry or the tram better ? may i bring my dog ?"
+    command, compare = "take the ferry .", f"the ferry is {h.ADJECTIVE['ferry']} and the tram is {h.ADJECTIVE['tram']} ."
+    assert abs(h.respond_logp(q, command, "flawed") - h.respond_logp(q, compare, "flawed") - math.log(.9 / 2 / .1)) < 1e-9      # a command names one of two
+    for never in ("take the bus .", "hello !", "", "take the ferry . hello !", "so it goes . take the ferry .", "take the ferry . bye . so it goes ."):
+        assert h.respond_logp(q, never, "flawed") == -math.inf
+    with pytest.raises(ValueError, match="style must be one of"): h.respond_logp(q, command, "best")

@@ -1,0 +1,214 @@
+"""Make the record of the chapter on SPIN.
+
+    python benchmarks/spin_records.py tune     [--share i/n]      twelve random trials a method and start, on a seed of their own
+    python benchmarks/spin_records.py helpdesk [--seeds 5] [--share i/n]
+    python benchmarks/spin_records.py real     [--seeds 3] [--share i/n]     SmolLM2-135M on the labs with a program as truth
+
+Runs are kept under runs/records as in records.py, and shared out in the same way; `helpdesk` needs the trials. On a GPU it takes minutes.
+"""
+import argparse
+import math
+import random
+from functools import cache
+
+import records
+import torch
+from records import DONE, SHARE, cell
+
+from alignlab.dpo import DPOArgs, DPOObjective, train_dpo
+from alignlab.evaluation import evaluate
+from alignlab.helpdesk import attributes, demonstrations, make_prompts
+from alignlab.labs import open_lab
+from alignlab.sft import SFTArgs, train_sft
+from alignlab.spin import SPINArgs, nats_from_data, self_play_pairs, told_apart, train_spin
+from alignlab.training import Run, content_hash, fit, write_record
+
+N, ROUNDS, STEPS, BATCH = 1024, 4, 32, 64             # demonstrations; rounds; steps and pairs of a round
+FITS = 0, 16, 64, 256                                 # steps of fine-tuning on the same demonstrations before the game: none, too few, about right, too many
+TRIALS, TUNED_ON, VALIDATION = 12, 100, 512
+
+class Seed(records.Seed):
+    "What a seed fixes: demonstrations, held-out ones, prompts to measure on"
+    def __init__(self, seed, style="good"):
+        super().__init__(seed)
+        self.style, self.demos, self.unseen = style, demonstrations(N, seed, style), demonstrations(384, 9000 + seed, style, "test")
+        p, c = ([len(ids(r[k])) for r in self.demos] for ids, k in ((self.lab.start.prompt_ids, "prompt"), (self.lab.start.completion_ids, "completion")))
+        self.sft_steps = round(STEPS * (sum(p) + 2 * sum(c)) / (sum(p) + sum(c)))      # that read as many tokens as STEPS of pairs
+    @cache
+    def fitted(self, steps): return train_sft(self.lab.start, self.demos, SFTArgs(steps=steps, batch_size=BATCH, seed=self.seed)).policy if steps else self.lab.start
+    def measure(self, policy):
+        "Means on 384 held-out prompts, an answer each; and nats from the author on 384 held-out demonstrations"
+        r = evaluate(policy, make_prompts("test", 384, 1000 + self.seed), reference=self.lab.start, measure=attributes, max_new_tokens=self.lab.max_new_tokens, seed=self.seed)
+        return dict(gold=r["gold"].mean, kl=r["kl"].mean, length=r["length"].mean, end_rate=r["end_rate"].mean, bigrams=r["diversity"]["bigrams"].mean,
+                    nats=nats_from_data(policy, self.unseen, self.style).mean().item(), attributes={k: v.mean for k, v in r["attributes"].items()})
+    @cache
+    def validation(self):
+        prompts = make_prompts("validation", VALIDATION, self.seed)
+        return prompts, self.lab.start.sample(prompts, 4, 1., self.lab.max_new_tokens, 77)
+    def win_rate(self, policy):
+        "How often annotators prefer the policy's answer to the start's: what settings are picked by"
+        prompts, theirs = self.validation()
+        ours = policy.sample(prompts, 4, 1., self.lab.max_new_tokens, 78)
+        return self.lab.annotator.label(ours.prompts, ours.text, theirs.text, seed=self.seed).float().mean().item()
+
+seed_of = cache(Seed)
+
+# --- one game, and what is done instead of it
+def swapped(p): return dict(p, chosen=p["rejected"], rejected=p["chosen"])
+
+def game(s, start, args, kind="spin", note=lambda policy: {}, after=lambda k, run: None):
+    "SPIN, or one of its variants: what each round measured, and the run"
+    seen, now, previous, runs = [dict(s.measure(start), **note(start))], start, [], []
+    for k in range(1, args.rounds + 1):
+        here = args.of_round(k)
+        pairs = self_play_pairs(now, s.demos, here.seed, 24 if kind == "cut" else 96, 0. if kind == "greedy" else 1.)
+        if kind == "cut": pairs = [dict(p, rejected=p["rejected"] if isinstance(p["rejected"], str) else now.tokenizer.decode(p["rejected"])) for p in pairs]     # as if they had ended there
+        if kind == "inverted": pairs = list(map(swapped, pairs))
+        run = train_dpo(now, pairs + previous, here, reference=start if kind == "old reference" else None)
+        h = run.history
+        told = told_apart(run.policy, now, self_play_pairs(now, s.unseen, here.seed)).mean if kind not in ("inverted",) else None
+        now, previous = run.policy, pairs if args.mix else []
+        runs.append(run); seen.append(dict(s.measure(now), told=told, first_loss=h[0]["loss"], last_loss=h[-1]["loss"], chosen=h[-1]["logps/chosen"], **note(now)))
+    return seen, whole(runs, args)
+
+def whole(runs, args):
+    total = lambda name: sum(getattr(r, name) for r in runs)
+    return Run(runs[-1].policy, runs[-1].history, args, total("seconds"), total("tokens_trained"), total("tokens_generated"), models_in_memory=runs[-1].models_in_memory)
+
+def more_sft(s, start, lr, rounds=ROUNDS, note=lambda policy: {}):
+    "Fine-tuning on the same demonstrations for the same tokens, in as many pieces, each with a schedule of its own"
+    seen, now, runs = [dict(s.measure(start), **note(start))], start, []
+    for k in range(1, rounds + 1):
+        runs.append(train_sft(now, s.demos, SFTArgs(steps=s.sft_steps, batch_size=BATCH, lr=lr, seed=s.seed * 1000 + k)))
+        now = runs[-1].policy; seen.append(dict(s.measure(now), **note(now)))
+    return seen, whole(runs, runs[-1].args)
+
+def one_round(s, start, args):
+    "All steps in one round, on the first round's pairs: more epochs instead of new answers"
+    seen, pairs = [s.measure(start)], self_play_pairs(start, s.demos, args.of_round(1).seed)
+    long, policy = DPOArgs(steps=STEPS * ROUNDS, batch_size=BATCH, lr=args.lr, beta=args.beta, seed=s.seed), start.copy()
+    run = fit(policy, pairs, DPOObjective(args.beta), long, on_step=lambda row: seen.append(s.measure(policy)) if row["step"] % STEPS == 0 else None)
+    return seen, run
+
+def row(s, condition, made, **more):
+    seen, run = made
+    return run.row("spin", None, None, keep=2) | dict(start={}, report={}, seed=s.seed, condition=condition, rounds=seen, **more)
+
+# --- tuning
+def drawn(method, i):
+    "The settings of random trial i"
+    rng = random.Random(f"{method} {i}")
+    log_uniform = lambda low, high: float(f"{math.exp(rng.uniform(math.log(low), math.log(high))):.2g}")
+    return dict(lr=log_uniform(3e-5, 1e-3), lam=log_uniform(.1, 10)) if method == "spin" else dict(lr=log_uniform(3e-5, 2e-3))
+
+def trial(method, fit_steps, i):
+    s, at = seed_of(TUNED_ON), drawn(method, i); start = s.fitted(fit_steps)
+    note = lambda policy: dict(win_rate=s.win_rate(policy))
+    made = game(s, start, SPINArgs(lr=at["lr"], beta=at["lam"], seed=s.seed, rounds=ROUNDS, steps=STEPS, held_out=0.), note=note) if method == "spin" else more_sft(s, start, at["lr"], note=note)
+    return row(s, "trial", made, trial=i, tuned=method, fit=fit_steps, **at)
+
+def trials(): return [cell(f"{seed_of(TUNED_ON).lab.world}/spin-trial-{m}-{f}-{i}", lambda: trial(m, f, i)) for f in FITS for m in ("spin", "sft") for i in range(TRIALS)]
+
+@cache
+def picked(method, fit_steps):
+    "The settings, and after which round to stop, with the best win rate"
+    found = [cell(f"{seed_of(TUNED_ON).lab.world}/spin-trial-{method}-{fit_steps}-{i}", lambda: trial(method, fit_steps, i)) for i in range(TRIALS)]
+    best, k = max(((t, k) for t in found for k in range(1, ROUNDS + 1)), key=lambda x: x[0]["rounds"][x[1]]["win_rate"])
+    return dict(lr=best["lr"], lam=best.get("lam"), stop=k, trial=best["trial"])
+
+# --- the record
+def helpdesk(args):
+    rows, every, few = [], range(args.seeds), range(min(3, args.seeds))
+    world = seed_of(TUNED_ON).lab.world
+    def add(name, make): rows.append(cell(f"{world}/spin-{name}".replace(" ", "_"), make))
+    for f in FITS: picked("spin", f), picked("sft", f)           # first of all, so that every process counts the cells alike
+    def spin(fit_steps, **more):
+        at = picked("spin", fit_steps)
+        return SPINArgs(**dict(lr=at["lr"], beta=at["lam"], rounds=ROUNDS, steps=STEPS, held_out=0.) | more)
+    for seed in every:
+        for f in FITS:                                           # when does it beat fine-tuning?
+            def made(): s = seed_of(seed); return row(s, "grid", game(s, s.fitted(f), spin(f, seed=seed)), fit=f, tuned="spin", stop=picked("spin", f)["stop"])
+            add(f"grid-spin-{f}-{seed}", made)
+            def made(): s, at = seed_of(seed), picked("sft", f); return row(s, "grid", more_sft(s, s.fitted(f), at["lr"]), fit=f, tuned="sft", stop=at["stop"])
+            add(f"grid-sft-{f}-{seed}", made)
+        for kind in ("inverted",):
+            def made(): s = seed_of(seed); return row(s, kind, game(s, s.fitted(0), spin(0, seed=seed), kind))
+            add(f"{kind}-{seed}", made)
+        def made(): s = seed_of(seed); return row(s, "one round", one_round(s, s.fitted(0), spin(0, seed=seed)))
+        add(f"one-round-{seed}", made)
+        for method in ("spin", "sft"):                           # the same settings, flawed demonstrations
+            def made():
+                s = seed_of(seed, "flawed")
+                return row(s, "flawed", game(s, s.fitted(0), spin(0, seed=seed)) if method == "spin" else more_sft(s, s.fitted(0), picked("sft", 0)["lr"]), tuned=method)
+            add(f"flawed-{method}-{seed}", made)
+        def made():                                              # the course's own rule for the end of the game
+            s = seed_of(seed); notes = [s.measure(s.lab.start)]
+            run = train_spin(s.lab.start, s.demos, spin(0, seed=seed, rounds=8, held_out=.1), on_round=lambda k, r, told: notes.append(dict(s.measure(r.policy), told=told and told.mean, told_low=told and told.low)))
+            return row(s, "own rule", (notes, run), returned=s.measure(run.policy))
+        add(f"own-rule-{seed}", made)
+    for seed in few:
+        for lam in (.1, .3, 1., 3., 10.):
+            def made(): s = seed_of(seed); return row(s, "lambda", game(s, s.fitted(0), spin(0, seed=seed, beta=lam)), lam=lam)
+            add(f"lambda-{lam}-{seed}", made)
+        for kind in ("old reference", "greedy", "cut"):
+            def made(): s = seed_of(seed); return row(s, kind, game(s, s.fitted(0), spin(0, seed=seed), kind))
+            add(f"{kind}-{seed}", made)
+        def made(): s = seed_of(seed); return row(s, "no mixing", game(s, s.fitted(0), spin(0, seed=seed, mix=False)))
+        add(f"no-mixing-{seed}", made)
+        def made(): s, at = seed_of(seed), spin(0, seed=seed); return row(s, "paper schedule", game(s, s.fitted(0), spin(0, seed=seed, betas=(.1, .1, .1, 5.), lrs=(at.lr, at.lr, at.lr / 5, at.lr / 5))))
+        add(f"paper-{seed}", made)
+        for f in (16, 256):                                      # settings picked at the fit before the last, to see what tuning is worth
+            def made(): s = seed_of(seed); return row(s, "untuned", game(s, s.fitted(f), spin(0, seed=seed)), fit=f)
+            add(f"untuned-{f}-{seed}", made)
+    for seed in every:
+        def made():
+            out = {}
+            for style in ("good", "flawed"):
+                s = seed_of(seed, style); p, c = ([r[k] for r in s.unseen] for k in ("prompt", "completion"))
+                out[style] = {k: v.mean().item() for k, v in attributes(p, c).items()} | dict(length=sum(len(s.lab.start.completion_ids(x)) - 1 for x in c) / len(c))
+            return dict(method="spin", condition="the data", seed=seed, args={}, costs=dict(seconds=0), start={}, report={}, history=[], data=out)
+        add(f"data-{seed}", made)
+    if SHARE["of"] == 1:
+        choices = {f"{m} {f}": picked(m, f) for m in ("spin", "sft") for f in FITS}
+        records.write("spin", trials() + rows, seed_of(0).lab, tilted=records.tilted(seed_of(0).lab), fits=FITS, picked=choices, sft_steps=seed_of(0).sft_steps)
+
+# --- real models
+REAL = dict(steps=24, batch_size=32, bf16=torch.cuda.is_available())
+
+def real(args):
+    for name in ("sentiment", "constraints"):
+        lab, rows = open_lab(name), []
+        @cache
+        def data(seed): return lab.demonstrations(512, seed)
+        def report(policy, seed):
+            r = lab.evaluate(policy, n=96, seed=seed, n_samples=4)
+            return dict(gold=r["gold"].mean, kl=r["kl"].mean, length=r["length"].mean, end_rate=r["end_rate"].mean, **({"parts": {k: v.mean for k, v in r["attributes"].items()}} if r.get("attributes") else {}))
+        for seed in range(args.seeds):
+            for lr in (1e-5, 3e-5, 1e-4):
+                for method in ("spin", "sft"):
+                    def made():
+                        demos, rounds = data(seed), [report(lab.start, seed)]
+                        if method == "spin":
+                            run = train_spin(lab.start, demos, SPINArgs(lr=lr, seed=seed, held_out=.1, rounds=3, max_new_tokens=lab.max_new_tokens, **REAL),
+                                             on_round=lambda k, r, told: rounds.append(dict(report(r.policy, seed), told=told and told.mean, told_low=told and told.low, first_loss=r.history[0]["loss"])))
+                            returned = report(run.policy, seed)
+                        else:
+                            now, runs = lab.start, []
+                            for k in range(3):
+                                runs.append(train_sft(now, demos, SFTArgs(lr=lr, seed=seed * 1000 + k, **REAL | dict(steps=40)))); now = runs[-1].policy
+                                rounds.append(report(now, seed))
+                            run, returned = whole(runs, runs[-1].args), rounds[-1]
+                        return run.row("spin", None, None, keep=2) | dict(start={}, report={}, seed=seed, condition=method, lr=lr, rounds=rounds, returned=returned)
+                    rows.append(cell(f"{name}-{lab.world}/spin-{method}-{lr}-{seed}", made))
+            def made():
+                p, c = ([r[k] for r in data(seed)] for k in ("prompt", "completion"))
+                return dict(method="spin", condition="the data", seed=seed, args={}, costs=dict(seconds=0), start={}, report={}, history=[], gold=lab.gold(p, c).mean().item())
+            rows.append(cell(f"{name}-{lab.world}/spin-data-{seed}", made))
+        if SHARE["of"] == 1: write_record(records.ROOT / name / "spin.json", name, "spin", rows, world=lab.world, start=content_hash(lab.start.model), budget="full", precision="bf16" if REAL["bf16"] else "fp32")
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("record", choices=["tune", "helpdesk", "real"]); p.add_argument("--seeds", type=int, default=5); p.add_argument("--share")
+    args = p.parse_args()
+    if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
+    {"tune": lambda args: trials(), "helpdesk": helpdesk, "real": real}[args.record](args)
