@@ -52,6 +52,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'alignlab.cli._start': ('cli.html#_start', 'alignlab/cli.py'),
                               'alignlab.cli._start_policy': ('cli.html#_start_policy', 'alignlab/cli.py'),
                               'alignlab.cli._take': ('cli.html#_take', 'alignlab/cli.py'),
+                              'alignlab.cli._tell_round': ('cli.html#_tell_round', 'alignlab/cli.py'),
                               'alignlab.cli._undo': ('cli.html#_undo', 'alignlab/cli.py'),
                               'alignlab.cli._verdict': ('cli.html#_verdict', 'alignlab/cli.py'),
                               'alignlab.cli._voices': ('cli.html#_voices', 'alignlab/cli.py'),

@@ -159,7 +159,8 @@ METHODS = dict(
     grpo=Method("alignlab.group_rl", "train_grpo", "GroupArgs", "preferences", 3e-6, 1e-4, rl=True),
     dpo=Method("alignlab.dpo", "train_dpo", "DPOArgs", "preferences", 1e-5, 2e-4),
     rlaif=Method("alignlab.rlaif", "train_rlaif", "DPOArgs", "preferences", 1e-5, 2e-4),
-    cai=Method("alignlab.constitutional", "train_cai", "DPOArgs", "preferences", 1e-5, 2e-4))
+    cai=Method("alignlab.constitutional", "train_cai", "DPOArgs", "preferences", 1e-5, 2e-4),
+    spin=Method("alignlab.spin", "train_spin", "SPINArgs", "demonstrations", 2e-5, 2e-4))
 
 _WAYS = dict(rlaif=("dpo", "ppo", "direct"),     # AI labels into DPO, AI labels into a reward model and PPO, or the judge's own score as the reward
              cai=("dpo", "ppo", "sl"))           # SL-CAI and then RL-CAI by DPO or by PPO, or SL-CAI alone
@@ -184,6 +185,7 @@ def _make_args(name, given, b, real, lora, rows, way=None):
     size = given.get("batch_size") or (b.real_batch if real else max(2, b.rl_batch // kind.group) if hasattr(kind, "group") else b.rl_batch if m.rl else b.batch_size)
     ours = dict(batch_size=size, steps=b.rl_steps if m.rl else b.steps, minibatches=min(size, getattr(kind, "minibatches", 1)))
     if name == "reward": ours.update(lr=1e-3)
+    if name == "spin": ours.update(steps=max(1, b.steps // 2))               # of a round
     if way == "sl": ours.update(lr=3e-4)
     if real:
         gpu = torch.cuda.is_available()
@@ -422,6 +424,10 @@ def _rewarding(lab, lora, b, reward, args, rows):
     if not reward: given["reward_args"].max_new_tokens = lab.max_new_tokens
     return given | dict(watch=None if lab.name == "pairs" else lab.gold)
 
+def _tell_round(k, run, told):
+    "How round k of SPIN went, on stderr"
+    _say(f"round {k}: loss {run.history[0]['loss']:.3f} to {run.history[-1]['loss']:.3f}" + (f"; tells the data from its opponent in {told} of held-out pairs" if told else ""))
+
 def _report(lab, policy, n, seed):
     "What the lab measures: of a policy on samples, of a reward model on held-out pairs"
     from alignlab.reward_model import RewardModel, evaluate_reward
@@ -446,10 +452,11 @@ def _run(method, m, b, lab, lora, out, resume, n_eval, given, reward, ai):
         else:
             more = _feedback(lab, ai, lora, b, args, there) if from_ai else _rewarding(lab, lora, b, reward, args, there) if m.rl else {}
             n = min(there, max(a.steps * a.batch_size for a in (args, more.get("reward_args") or args)))
+            if method == "spin": n, more = min(there, max(args.batch_size, n // 2)), dict(on_round=_tell_round)     # each is seen twice a round
         rows = _take(lab, "prompts" if reward or from_ai and file is None else m.data, n, args.seed, out)
         _say(f"measuring the start on {n_eval} held-out prompts")
         before = _report(lab, reward_model(lab.start, args.seed) if method == "reward" else lab.start, n_eval, args.seed)
-        _say(f"{method}: {args.steps} steps of {args.batch_size}, from {len(rows)} rows")
+        _say(f"{method}: {f'{args.rounds} rounds of ' if method == 'spin' else ''}{args.steps} steps of {args.batch_size}, from {len(rows)} rows")
         meta = dict(method=method, lab=lab.name, model=lab.model, reference=lab.model, budget=b.name, world=lab.world, lora=lora, **({k: v for k, v in ai.items() if v} if from_ai else {"reward": reward or "learned"} if m.rl else {}))
         with contextlib.redirect_stderr(sys.stderr if sys.stderr.isatty() else _Log(sys.stderr)):
             run = getattr(import_module(m.module), m.train)(_start_policy(lab, lora, args.seed), rows, args, out=out, resume=resume, meta=meta, **more)
@@ -471,15 +478,16 @@ def train(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
     lab: Annotated[str, _opt("helpdesk (a small world with a known truth), sentiment or constraints (a real model, a program as truth), or pairs (your model, your preferences).")] = "helpdesk",
     model: Annotated[str | None, _opt("Start policy: a shipped name, smollm2-135m, a folder, or an id on the Hub.", show_default="the lab's; cai on helpdesk: helpdesk-helpful")] = None,
-    data: Annotated[str | None, _opt("File to learn from: pairs, or demonstrations for sft.")] = None,
+    data: Annotated[str | None, _opt("File to learn from: pairs, or demonstrations for sft and spin.")] = None,
     eval_data: Annotated[str | None, _opt("Pairs to measure on; without it a tenth of the prompts is held out.")] = None,
     strict: Annotated[bool, _opt("Any faulty row is an error.", "--strict")] = False,
     lora: Annotated[bool, _opt("Train adapters only; the saved policy is merged.", "--lora")] = False,
     budget: Annotated[str | None, _opt("smoke, lesson or full; else what ALIGNLAB_BUDGET says.")] = None,
     seed: Annotated[int, _opt("Of data, training and measuring.")] = 0,
-    beta: Annotated[float | None, _opt("Price of a nat of KL.")] = None,
+    beta: Annotated[float | None, _opt("Price of a nat of KL; of spin: lambda.")] = None,
     lr: Annotated[float | None, _opt("Peak learning rate.")] = None,
-    steps: Annotated[int | None, _opt("Optimiser steps.")] = None,
+    steps: Annotated[int | None, _opt("Optimiser steps; of spin: in a round.")] = None,
+    rounds: Annotated[int | None, _opt("Of spin: most rounds; it stops earlier when the policy can no longer be told from the data.", show_default="3")] = None,
     batch_size: Annotated[int | None, _opt("Rows a step.")] = None,
     max_length: Annotated[int | None, _opt("Most tokens of prompt and one completion.")] = None,
     n_eval: Annotated[int | None, _opt("Held-out prompts of each report.", min=1)] = None,
@@ -495,7 +503,7 @@ def train(
     as_json: Annotated[bool, _opt("One JSON object on standard output.", "--json")] = False,
 ):
     "Train a policy with METHOD, and report what changed."
-    given = dict(seed=seed, beta=beta, lr=lr, steps=steps, batch_size=batch_size, max_length=max_length)
+    given = dict(seed=seed, beta=beta, lr=lr, steps=steps, rounds=rounds, batch_size=batch_size, max_length=max_length)
     ai = dict(way=way, judge=judge, judge_model=judge_model, base_url=base_url, principle=principle or None, revisions=revisions)
     if method == "cai" and lab == "helpdesk": model = model or "helpdesk-helpful"      # the paper's start: helpful, and without scruple
     with contextlib.redirect_stdout(sys.stderr):                              # nothing gets in front of the JSON

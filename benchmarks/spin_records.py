@@ -23,42 +23,44 @@ from alignlab.sft import SFTArgs, train_sft
 from alignlab.spin import SPINArgs, nats_from_data, self_play_pairs, told_apart, train_spin
 from alignlab.training import Run, content_hash, fit, write_record
 
-N, ROUNDS, STEPS, BATCH = 1024, 4, 32, 64             # demonstrations; rounds; steps and pairs of a round
-FITS = 0, 16, 64, 256                                 # steps of fine-tuning on the same demonstrations before the game: none, too few, about right, too many
-TRIALS, TUNED_ON, VALIDATION = 12, 100, 512
+N, ROUNDS, STEPS, BATCH = 512, 3, 32, 32              # demonstrations; rounds; steps and pairs of a round
+FITS = 0, 64, 256                                     # steps of fine-tuning on the same demonstrations before the game: none, about right, too many
+TRIALS, TUNED_ON, VALIDATION = 12, 100, 192
+TUNED_AT = {0: 0, 64: 64, 256: 64}                    # the settings of a start were picked at this one
 
 class Seed(records.Seed):
     "What a seed fixes: demonstrations, held-out ones, prompts to measure on"
     def __init__(self, seed, style="good"):
         super().__init__(seed)
-        self.style, self.demos, self.unseen = style, demonstrations(N, seed, style), demonstrations(384, 9000 + seed, style, "test")
+        self.style, self.demos, self.unseen = style, demonstrations(N, seed, style), demonstrations(256, 9000 + seed, style, "test")
         p, c = ([len(ids(r[k])) for r in self.demos] for ids, k in ((self.lab.start.prompt_ids, "prompt"), (self.lab.start.completion_ids, "completion")))
         self.sft_steps = round(STEPS * (sum(p) + 2 * sum(c)) / (sum(p) + sum(c)))      # that read as many tokens as STEPS of pairs
     @cache
     def fitted(self, steps): return train_sft(self.lab.start, self.demos, SFTArgs(steps=steps, batch_size=BATCH, seed=self.seed)).policy if steps else self.lab.start
     def measure(self, policy):
-        "Means on 384 held-out prompts, an answer each; and nats from the author on 384 held-out demonstrations"
-        r = evaluate(policy, make_prompts("test", 384, 1000 + self.seed), reference=self.lab.start, measure=attributes, max_new_tokens=self.lab.max_new_tokens, seed=self.seed)
+        "Means on 256 held-out prompts, an answer each; and nats from the author on 256 held-out demonstrations"
+        r = evaluate(policy, make_prompts("test", 256, 1000 + self.seed), reference=self.lab.start, measure=attributes, max_new_tokens=self.lab.max_new_tokens, seed=self.seed)
         return dict(gold=r["gold"].mean, kl=r["kl"].mean, length=r["length"].mean, end_rate=r["end_rate"].mean, bigrams=r["diversity"]["bigrams"].mean,
                     nats=nats_from_data(policy, self.unseen, self.style).mean().item(), attributes={k: v.mean for k, v in r["attributes"].items()})
     @cache
     def validation(self):
         prompts = make_prompts("validation", VALIDATION, self.seed)
-        return prompts, self.lab.start.sample(prompts, 4, 1., self.lab.max_new_tokens, 77)
-    def win_rate(self, policy):
-        "How often annotators prefer the policy's answer to the start's: what settings are picked by"
+        return prompts, self.lab.start.sample(prompts, 2, 1., self.lab.max_new_tokens, 77)
+    def validate(self, policy):
+        "How often annotators prefer the policy's answer to the start's, which is what settings are picked by; and gold, which is not"
         prompts, theirs = self.validation()
-        ours = policy.sample(prompts, 4, 1., self.lab.max_new_tokens, 78)
-        return self.lab.annotator.label(ours.prompts, ours.text, theirs.text, seed=self.seed).float().mean().item()
+        ours = policy.sample(prompts, 2, 1., self.lab.max_new_tokens, 78)
+        return dict(win_rate=self.lab.annotator.label(ours.prompts, ours.text, theirs.text, seed=self.seed).float().mean().item(),
+                    gold=self.lab.gold(ours.prompts, ours.text, ours.ended.tolist()).mean().item())
 
 seed_of = cache(Seed)
 
 # --- one game, and what is done instead of it
 def swapped(p): return dict(p, chosen=p["rejected"], rejected=p["chosen"])
 
-def game(s, start, args, kind="spin", note=lambda policy: {}, after=lambda k, run: None):
+def game(s, start, args, kind="spin", measure=None):
     "SPIN, or one of its variants: what each round measured, and the run"
-    seen, now, previous, runs = [dict(s.measure(start), **note(start))], start, [], []
+    look = measure or s.measure; seen, now, previous, runs = [look(start)], start, [], []
     for k in range(1, args.rounds + 1):
         here = args.of_round(k)
         pairs = self_play_pairs(now, s.demos, here.seed, 24 if kind == "cut" else 96, 0. if kind == "greedy" else 1.)
@@ -66,21 +68,21 @@ def game(s, start, args, kind="spin", note=lambda policy: {}, after=lambda k, ru
         if kind == "inverted": pairs = list(map(swapped, pairs))
         run = train_dpo(now, pairs + previous, here, reference=start if kind == "old reference" else None)
         h = run.history
-        told = told_apart(run.policy, now, self_play_pairs(now, s.unseen, here.seed)).mean if kind not in ("inverted",) else None
+        told = None if measure else told_apart(run.policy, now, self_play_pairs(now, s.unseen[:128], here.seed)).mean
         now, previous = run.policy, pairs if args.mix else []
-        runs.append(run); seen.append(dict(s.measure(now), told=told, first_loss=h[0]["loss"], last_loss=h[-1]["loss"], chosen=h[-1]["logps/chosen"], **note(now)))
+        runs.append(run); seen.append(dict(look(now), told=told, first_loss=h[0]["loss"], last_loss=h[-1]["loss"], chosen=h[-1]["logps/chosen"]))
     return seen, whole(runs, args)
 
 def whole(runs, args):
     total = lambda name: sum(getattr(r, name) for r in runs)
     return Run(runs[-1].policy, runs[-1].history, args, total("seconds"), total("tokens_trained"), total("tokens_generated"), models_in_memory=runs[-1].models_in_memory)
 
-def more_sft(s, start, lr, rounds=ROUNDS, note=lambda policy: {}):
+def more_sft(s, start, lr, measure=None):
     "Fine-tuning on the same demonstrations for the same tokens, in as many pieces, each with a schedule of its own"
-    seen, now, runs = [dict(s.measure(start), **note(start))], start, []
-    for k in range(1, rounds + 1):
+    look = measure or s.measure; seen, now, runs = [look(start)], start, []
+    for k in range(1, ROUNDS + 1):
         runs.append(train_sft(now, s.demos, SFTArgs(steps=s.sft_steps, batch_size=BATCH, lr=lr, seed=s.seed * 1000 + k)))
-        now = runs[-1].policy; seen.append(dict(s.measure(now), **note(now)))
+        now = runs[-1].policy; seen.append(look(now))
     return seen, whole(runs, runs[-1].args)
 
 def one_round(s, start, args):
@@ -103,15 +105,15 @@ def drawn(method, i):
 
 def trial(method, fit_steps, i):
     s, at = seed_of(TUNED_ON), drawn(method, i); start = s.fitted(fit_steps)
-    note = lambda policy: dict(win_rate=s.win_rate(policy))
-    made = game(s, start, SPINArgs(lr=at["lr"], beta=at["lam"], seed=s.seed, rounds=ROUNDS, steps=STEPS, held_out=0.), note=note) if method == "spin" else more_sft(s, start, at["lr"], note=note)
-    return row(s, "trial", made, trial=i, tuned=method, fit=fit_steps, **at)
+    made = game(s, start, SPINArgs(lr=at["lr"], beta=at["lam"], seed=s.seed, rounds=ROUNDS, steps=STEPS, batch_size=BATCH, held_out=0.), measure=s.validate) if method == "spin" else more_sft(s, start, at["lr"], measure=s.validate)
+    return row(s, "trial", made, trial=i, tuned=method, fit=fit_steps, demonstrations=N, **at)
 
-def trials(): return [cell(f"{seed_of(TUNED_ON).lab.world}/spin-trial-{m}-{f}-{i}", lambda: trial(m, f, i)) for f in FITS for m in ("spin", "sft") for i in range(TRIALS)]
+def trials(): return [cell(f"{seed_of(TUNED_ON).lab.world}/spin-trial-{m}-{f}-{i}", lambda: trial(m, f, i)) for f in sorted({*TUNED_AT.values()}) for m in ("spin", "sft") for i in range(TRIALS)]
 
 @cache
 def picked(method, fit_steps):
     "The settings, and after which round to stop, with the best win rate"
+    fit_steps = TUNED_AT[fit_steps]
     found = [cell(f"{seed_of(TUNED_ON).lab.world}/spin-trial-{method}-{fit_steps}-{i}", lambda: trial(method, fit_steps, i)) for i in range(TRIALS)]
     best, k = max(((t, k) for t in found for k in range(1, ROUNDS + 1)), key=lambda x: x[0]["rounds"][x[1]]["win_rate"])
     return dict(lr=best["lr"], lam=best.get("lam"), stop=k, trial=best["trial"])
@@ -124,16 +126,16 @@ def helpdesk(args):
     for f in FITS: picked("spin", f), picked("sft", f)           # first of all, so that every process counts the cells alike
     def spin(fit_steps, **more):
         at = picked("spin", fit_steps)
-        return SPINArgs(**dict(lr=at["lr"], beta=at["lam"], rounds=ROUNDS, steps=STEPS, held_out=0.) | more)
+        return SPINArgs(**dict(lr=at["lr"], beta=at["lam"], rounds=ROUNDS, steps=STEPS, batch_size=BATCH, held_out=0.) | more)
     for seed in every:
-        for f in FITS:                                           # when does it beat fine-tuning?
+        for f in FITS[:2] if seed not in few else FITS:          # when does it beat fine-tuning?
             def made(): s = seed_of(seed); return row(s, "grid", game(s, s.fitted(f), spin(f, seed=seed)), fit=f, tuned="spin", stop=picked("spin", f)["stop"])
             add(f"grid-spin-{f}-{seed}", made)
             def made(): s, at = seed_of(seed), picked("sft", f); return row(s, "grid", more_sft(s, s.fitted(f), at["lr"]), fit=f, tuned="sft", stop=at["stop"])
             add(f"grid-sft-{f}-{seed}", made)
-        for kind in ("inverted",):
-            def made(): s = seed_of(seed); return row(s, kind, game(s, s.fitted(0), spin(0, seed=seed), kind))
-            add(f"{kind}-{seed}", made)
+    for seed in few:
+        def made(): s = seed_of(seed); return row(s, "inverted", game(s, s.fitted(0), spin(0, seed=seed), "inverted"))
+        add(f"inverted-{seed}", made)
         def made(): s = seed_of(seed); return row(s, "one round", one_round(s, s.fitted(0), spin(0, seed=seed)))
         add(f"one-round-{seed}", made)
         for method in ("spin", "sft"):                           # the same settings, flawed demonstrations
@@ -141,25 +143,25 @@ def helpdesk(args):
                 s = seed_of(seed, "flawed")
                 return row(s, "flawed", game(s, s.fitted(0), spin(0, seed=seed)) if method == "spin" else more_sft(s, s.fitted(0), picked("sft", 0)["lr"]), tuned=method)
             add(f"flawed-{method}-{seed}", made)
-        def made():                                              # the course's own rule for the end of the game
-            s = seed_of(seed); notes = [s.measure(s.lab.start)]
-            run = train_spin(s.lab.start, s.demos, spin(0, seed=seed, rounds=8, held_out=.1), on_round=lambda k, r, told: notes.append(dict(s.measure(r.policy), told=told and told.mean, told_low=told and told.low)))
-            return row(s, "own rule", (notes, run), returned=s.measure(run.policy))
-        add(f"own-rule-{seed}", made)
     for seed in few:
-        for lam in (.1, .3, 1., 3., 10.):
+        for lam in (.1, 10.):
             def made(): s = seed_of(seed); return row(s, "lambda", game(s, s.fitted(0), spin(0, seed=seed, beta=lam)), lam=lam)
             add(f"lambda-{lam}-{seed}", made)
         for kind in ("old reference", "greedy", "cut"):
-            def made(): s = seed_of(seed); return row(s, kind, game(s, s.fitted(0), spin(0, seed=seed), kind))
+            def made(): s = seed_of(seed); return row(s, kind, game(s, s.fitted(0), spin(0, seed=seed, rounds=2), kind))
             add(f"{kind}-{seed}", made)
         def made(): s = seed_of(seed); return row(s, "no mixing", game(s, s.fitted(0), spin(0, seed=seed, mix=False)))
         add(f"no-mixing-{seed}", made)
-        def made(): s, at = seed_of(seed), spin(0, seed=seed); return row(s, "paper schedule", game(s, s.fitted(0), spin(0, seed=seed, betas=(.1, .1, .1, 5.), lrs=(at.lr, at.lr, at.lr / 5, at.lr / 5))))
-        add(f"paper-{seed}", made)
-        for f in (16, 256):                                      # settings picked at the fit before the last, to see what tuning is worth
-            def made(): s = seed_of(seed); return row(s, "untuned", game(s, s.fitted(f), spin(0, seed=seed)), fit=f)
-            add(f"untuned-{f}-{seed}", made)
+        def made():                                              # the course's own rule for the end of the game
+            s = seed_of(seed); notes = [s.measure(s.lab.start)]
+            run = train_spin(s.lab.start, s.demos, spin(0, seed=seed, rounds=6, held_out=.1), on_round=lambda k, r, told: notes.append(dict(s.measure(r.policy), told=told and told.mean, told_low=told and told.low)))
+            return row(s, "own rule", (notes, run))
+        add(f"own-rule-{seed}", made)
+    def made():                                                  # answers of every round to the same prompts: the chapter opens with them
+        s = seed_of(0); prompts = s.lab.prompts("test", 4, seed=5)
+        seen, run = game(s, s.fitted(0), spin(0, seed=0), measure=lambda policy: dict(said=policy.generate(prompts, max_new_tokens=s.lab.max_new_tokens, seed=1)))
+        return row(s, "samples", ([dict(said=r["said"]) for r in seen], run), prompts=prompts)
+    add("samples", made)
     for seed in every:
         def made():
             out = {}
@@ -176,7 +178,7 @@ def helpdesk(args):
 REAL = dict(steps=24, batch_size=32, bf16=torch.cuda.is_available())
 
 def real(args):
-    for name in ("sentiment", "constraints"):
+    for name in args.labs.split(","):
         lab, rows = open_lab(name), []
         @cache
         def data(seed): return lab.demonstrations(512, seed)
@@ -208,7 +210,7 @@ def real(args):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("record", choices=["tune", "helpdesk", "real"]); p.add_argument("--seeds", type=int, default=5); p.add_argument("--share")
+    p.add_argument("record", choices=["tune", "helpdesk", "real"]); p.add_argument("--seeds", type=int, default=5); p.add_argument("--share"); p.add_argument("--labs", default="sentiment,constraints")
     args = p.parse_args()
     if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
     {"tune": lambda args: trials(), "helpdesk": helpdesk, "real": real}[args.record](args)

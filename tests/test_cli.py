@@ -231,7 +231,7 @@ def wrong_lines(here):
         (f'train dpo {pairs}{files["few"]} --strict', ['few.jsonl', 'strict']),
         (f'train sft {pairs}{files["torn"]}', ['torn.jsonl, line 3']),
         ('train dpo --model nobody-knows', ['nobody-knows']),
-        ('train telepathy', ['telepathy', 'sft, reward, rlhf, grpo, dpo, rlaif, cai']),
+        ('train telepathy', ['telepathy', 'sft, reward, rlhf, grpo, dpo, rlaif, cai, spin']),
         ('train dpo --beta 0', ['--beta', '> 0']), ('train dpo --beta -1', ['--beta']), ('train dpo --beta nan', ['--beta']), ('train dpo --lr inf', ['--lr']),
         ('train sft --beta .1', ['--beta', 'sft']), ('train dpo --steps 0', ['--steps']), ('train dpo --batch-size 0', ['--batch-size']),
         ('train dpo --seed -1', ['--seed']), ('train dpo --max-length 2', ['--max-length']), ('train dpo --n-eval 0', ['--n-eval']),
