@@ -170,7 +170,9 @@ def main(argv):
     if task == 'lab': return sh([BIN/f'jupyter{EXE}', 'lab', 'nbs/index.ipynb', *rest], venv_env())
     if task == 'test':
         more = {'ALIGNLAB_ALL': '1'} if '--all' in rest else {}
-        return sh([PY, '-m', 'pytest', *(r for r in rest if r != '--all')], venv_env(**more))
+        two = [] if any(r.startswith('-n') for r in rest) else ['-n', '2', '--dist', 'worksteal']     # two processes of one thread are faster than one of two
+        if two: more['OMP_NUM_THREADS'] = '1'
+        return sh([PY, '-m', 'pytest', *two, *(r for r in rest if r != '--all')], venv_env(**more))
     say('Ready:', os.path.relpath(str(VENV), str(ROOT)), 'is set up.')
 
 if __name__ == '__main__': sys.exit(main(sys.argv[1:]))

@@ -1,10 +1,11 @@
 """Make the record of the chapter on SPIN.
 
-    python benchmarks/spin_records.py tune     [--share i/n]      twelve random trials a method and start, on a seed of their own
+    python benchmarks/spin_records.py tune     [--share i/n]     twelve random trials a method and start, on a seed of their own
     python benchmarks/spin_records.py helpdesk [--seeds 5] [--share i/n]
     python benchmarks/spin_records.py real     [--seeds 3] [--share i/n]     SmolLM2-135M on the labs with a program as truth
 
-Runs are kept under runs/records as in records.py, and shared out in the same way; `helpdesk` needs the trials. On a GPU it takes minutes.
+Runs are kept under runs/records as in records.py, and shared out in the same way; `helpdesk` needs the trials. With two processes, `tune`
+takes twenty minutes and `helpdesk` an hour. `real` is for a GPU.
 """
 import argparse
 import math
@@ -17,7 +18,7 @@ from records import DONE, SHARE, cell
 
 from alignlab.dpo import DPOArgs, DPOObjective, train_dpo
 from alignlab.evaluation import evaluate
-from alignlab.helpdesk import attributes, demonstrations, make_prompts
+from alignlab.helpdesk import attributes, demonstrations, make_prompts, parse
 from alignlab.labs import open_lab
 from alignlab.sft import SFTArgs, train_sft
 from alignlab.spin import SPINArgs, nats_from_data, self_play_pairs, told_apart, train_spin
@@ -40,7 +41,7 @@ class Seed(records.Seed):
     def measure(self, policy):
         "Means on 256 held-out prompts, an answer each; and nats from the author on 256 held-out demonstrations"
         r = evaluate(policy, make_prompts("test", 256, 1000 + self.seed), reference=self.lab.start, measure=attributes, max_new_tokens=self.lab.max_new_tokens, seed=self.seed)
-        return dict(gold=r["gold"].mean, kl=r["kl"].mean, length=r["length"].mean, end_rate=r["end_rate"].mean, bigrams=r["diversity"]["bigrams"].mean,
+        return dict(gold=r["gold"].mean, kl=r["kl"].mean, length=r["length"].mean, end_rate=r["end_rate"].mean, bigrams=r["diversity"]["bigrams"].mean, broken=sum(parse(x["prompt"], x["completion"], x["ended"]) is None for x in r.samples) / len(r.samples),
                     nats=nats_from_data(policy, self.unseen, self.style).mean().item(), attributes={k: v.mean for k, v in r["attributes"].items()})
     @cache
     def validation(self):
@@ -193,14 +194,13 @@ def real(args):
                         if method == "spin":
                             run = train_spin(lab.start, demos, SPINArgs(lr=lr, seed=seed, held_out=.1, rounds=3, max_new_tokens=lab.max_new_tokens, **REAL),
                                              on_round=lambda k, r, told: rounds.append(dict(report(r.policy, seed), told=told and told.mean, told_low=told and told.low, first_loss=r.history[0]["loss"])))
-                            returned = report(run.policy, seed)
                         else:
                             now, runs = lab.start, []
                             for k in range(3):
                                 runs.append(train_sft(now, demos, SFTArgs(lr=lr, seed=seed * 1000 + k, **REAL | dict(steps=40)))); now = runs[-1].policy
                                 rounds.append(report(now, seed))
-                            run, returned = whole(runs, runs[-1].args), rounds[-1]
-                        return run.row("spin", None, None, keep=2) | dict(start={}, report={}, seed=seed, condition=method, lr=lr, rounds=rounds, returned=returned)
+                            run = whole(runs, runs[-1].args)
+                        return run.row("spin", None, None, keep=2) | dict(start={}, report={}, seed=seed, condition=method, lr=lr, rounds=rounds)
                     rows.append(cell(f"{name}-{lab.world}/spin-{method}-{lr}-{seed}", made))
             def made():
                 p, c = ([r[k] for r in data(seed)] for k in ("prompt", "completion"))

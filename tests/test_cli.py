@@ -486,6 +486,24 @@ def test_cai_shows_a_trace_and_takes_sentences_of_ones_own():
     for line, *said in [('train cai --principle kind', "'kind'", 'helpful, honest'), ('train dpo --principle fair', 'means nothing to dpo'), ('train rlaif --revisions 2', 'means nothing to rlaif'), ('train cai --judge gold', 'means nothing to cai'),
                         ('train cai --reward gold', 'principles'), ('train cai --way direct', 'dpo, ppo, sl'), ('train cai --revisions 0', '--revisions'), ('train cai --way sl --beta .1', '--beta')]: bad(line, *said)
 
+def test_spin_by_rounds():
+    line = 'train spin --steps 2 --batch-size 16 --rounds 2 --n-eval 8 --out run'
+    r = command(line + ' --json'); assert r.exit_code == 0, r.stderr
+    found = json.loads(r.stdout); assert 'spin: 2 rounds of 2 steps of 16, from 16 rows' in r.stderr and 'round 2: loss 0.69' in r.stderr
+    assert found['labels'] == found['judge_calls'] == 0 and found['tokens_generated'] > 300 and (Path('run/round1/pairs.jsonl').exists() and Path('run/round2/policy/model.safetensors').exists())
+    again = fine(line + ' --resume'); assert again['report']['gold'] == found['report']['gold'] and again['tokens_generated'] == found['tokens_generated']
+    assert command(line).exit_code == 2                          # a run stands in the way
+    estimates(found['report'])
+
+def test_spin_on_files_of_ones_own():
+    chat_model('chat'); jsonl('demos.jsonl', [dict(prompt=f'Say {i}.', completion=f'{i} it is, and gladly.') for i in range(30)])
+    found = fine(f'train spin {chat(Path("."))} --data demos.jsonl --rounds 1 --lora --out own'); assert found['method'] == 'spin' and found['labels'] == 0
+    jsonl('pairs.jsonl', [dict(prompt=f'Say {i}.', chosen=f'{i} it is, and gladly.', rejected=f'no{i}') for i in range(30)])
+    fine(f'train spin {chat(Path("."))} --data pairs.jsonl --rounds 1 --out chosen')
+    assert all(json.loads(line)['chosen'].endswith('gladly.') for line in Path('chosen/round1/pairs.jsonl').read_text().splitlines()[:-1])
+    jsonl('bare.jsonl', [dict(prompt=f'Say {i}.') for i in range(30)])
+    for line, *said in [(f'train spin {chat(Path("."))} --data bare.jsonl', 'bare.jsonl', 'completion'), ('train spin --rounds 0', '--rounds'), ('train dpo --rounds 2', '--rounds means nothing to dpo'), ('train spin --beta 0', '--beta'), ('train spin --reward gold', '--reward'), ('train spin --way dpo', '--way means nothing to spin')]: bad(line, *said)
+
 def test_judges_wrong_use(monkeypatch):
     for name in ('OPENAI_API_KEY', 'OPENAI_BASE_URL'): monkeypatch.delenv(name, raising=False)
     jsonl('pairs.jsonl', [dict(prompt=f'q{i}', chosen='a', rejected='b') for i in range(3)])

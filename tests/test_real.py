@@ -72,6 +72,15 @@ def test_cai_on_sentiment(smollm2, tmp_path, monkeypatch):
     assert len(history) == 2 and history[0]['loss'] == pytest.approx(.6931, abs=2e-3) and found['judge_calls'] in (2, 4) and found['labels'] == 0     # equal answers are not compared
     assert (tmp_path/'run'/'sl'/'policy'/'config.json').exists() and 'gold' in _flat(found['report'])
 
+def test_spin_on_constraints(smollm2, tmp_path, monkeypatch):
+    "A chat model with adapters against itself, two rounds of a step each."
+    monkeypatch.chdir(tmp_path)
+    found, said = command('train', 'spin', '--lab', 'constraints', '--lora', '--rounds', 2, '--steps', 1, '--n-eval', 2, '--out', 'run')
+    for k in (1, 2):
+        history = [json.loads(line) for line in (tmp_path/'run'/f'round{k}'/'history.jsonl').read_text().splitlines()]
+        assert len(history) == 1 and history[0]['loss'] == pytest.approx(.6931, abs=2e-3) and f'round {k}: loss 0.69' in said
+    assert found['labels'] == 0 and found['tokens_generated'] > 20 and (tmp_path/'run'/'policy'/'config.json').exists() and 'gold' in _flat(found['report'])
+
 def test_grpo_on_constraints(smollm2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found, _ = command('train', 'grpo', '--lab', 'constraints', '--reward', 'gold', '--n-eval', 4, '--out', 'run')
