@@ -34,17 +34,17 @@ def self_play_pairs(
     policy: Policy,      # the opponent
     demonstrations,      # rows with prompt and completion: the data
     seed: int = 0,
-    max_new_tokens: int = 96,  # limit of an answer
+    max_new_tokens: int = 96,  # limit of both sides; what is longer is cut, and then has no end token
     temperature: float = 1.,   # 1 is the policy itself; 0 is a greedy opponent, and another game
-) -> list:  # rows with prompt, chosen (the data), rejected (its own answer: text, or token ids where it was cut off before its end); less those where both are the same
+    drop: bool = True,   # leave out pairs whose two sides are the same
+) -> list:  # rows with prompt, chosen (the data) and rejected (a fresh answer): text, or token ids where it was cut off
     "One fresh answer of the policy for each demonstration, as the rejected side of a pair."
     rows = list(demonstrations)
     s = policy.sample([r["prompt"] for r in rows], 1, temperature, max_new_tokens, seed)
+    def limited(text): ids = policy.completion_ids(text); return text if len(ids) <= max_new_tokens else ids[:max_new_tokens]
     own = [text if ended else ids for text, ids, ended in zip(s.text, s.completions, s.ended.tolist())]
-    pairs = [dict(prompt=r["prompt"], chosen=r["completion"], rejected=y) for r, y in zip(rows, own)]
-    pairs = [p for p in pairs if policy.completion_ids(p["chosen"]) != policy.completion_ids(p["rejected"])]
-    if not pairs: raise ValueError(f"all {len(rows)} answers of the policy are the demonstrations themselves: there is nothing left to learn from them")
-    return pairs
+    pairs = [dict(prompt=r["prompt"], chosen=limited(r["completion"]), rejected=y) for r, y in zip(rows, own)]
+    return [p for p in pairs if not drop or policy.completion_ids(p["chosen"]) != policy.completion_ids(p["rejected"])]
 
 # %% ../nbs/18_spin.ipynb #2d42bbc0
 def told_apart(
@@ -79,6 +79,7 @@ class SPINArgs(DPOArgs):
     mix: bool = True               # pairs of the round before are kept for one more
     held_out: float = .1           # share of the prompts kept for the test that ends the game; 0 plays every round
     max_new_tokens: int = 96       # limit of an answer
+    save_every: int = 10           # steps between checkpoints
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,23 +95,26 @@ class SPINArgs(DPOArgs):
 # %% ../nbs/18_spin.ipynb #69f0131a
 def _hold_out(rows, fraction):
     "(rows to train on, rows to test on): no prompt on both sides; nothing is held out where that would be too little to tell"
-    if not fraction: return rows, []
+    if fraction * len(rows) < 20: return rows, []
     train, test = map(list, split_by_prompt(_dataset(rows, ["prompt", "completion"]), fraction))
     return (train, test) if len(test) >= 20 else (rows, [])
-
-def _pairs(opponent, rows, args, path):
-    "`self_play_pairs`, and as a last row what they cost; made once where there is a file to keep them in"
-    def make():
-        began = time.perf_counter(); pairs = self_play_pairs(opponent, rows, args.seed, args.max_new_tokens) if rows else []
-        return [*pairs, dict(seconds=time.perf_counter() - began, tokens_generated=sum(len(opponent.completion_ids(p["rejected"])) for p in pairs))]
-    return cached_rows(path, make, [*rows, dict(opponent=content_hash(opponent.model), seed=args.seed)]) if path else make()
 
 def _begin(policy, rows, args, out, resume, meta):
     "Begin the folder of a run, or check that the run begun there is this one: what run.json says"
     if not rows: raise ValueError("nothing to train on: the data has no rows")
     if not out: return {}
     identity = dict(objective="SPIN", args=dict(asdict(args), kind="SPINArgs"), meta=meta or {}, rows=len(rows), data=content_hash(rows), start=content_hash(policy.model))
-    with _first_alone() as first: return _open_run(out, identity, resume or not first)
+    with _first_alone() as first:
+        if first and not resume and (out / "run.json").exists(): raise ValueError(f"{out} holds a run already: resume=True (--resume) goes on with it, or choose another folder")
+        return _open_run(out, identity, resume or not first)
+
+def _pairs(opponent, rows, args, path, drop):
+    "`self_play_pairs`, and as a last row what they cost; made once where there is a file to keep them in"
+    def make():
+        began = time.perf_counter(); pairs = self_play_pairs(opponent, rows, args.seed, args.max_new_tokens, drop=False) if rows else []
+        spent = dict(seconds=time.perf_counter() - began, tokens_generated=sum(len(opponent.completion_ids(p["rejected"])) for p in pairs))
+        return [*(p for p in pairs if not drop or opponent.completion_ids(p["chosen"]) != opponent.completion_ids(p["rejected"])), spent]
+    return cached_rows(path, make, [*rows, dict(opponent=content_hash(opponent.model), seed=args.seed)]) if path else make()
 
 # %% ../nbs/18_spin.ipynb #9f767c96
 def train_spin(
@@ -128,14 +132,17 @@ def train_spin(
     now, previous, runs, (rows, test) = policy, [], [], _hold_out(rows, args.held_out)
     for k in range(1, args.rounds + 1):
         here, folder = args.of_round(k), out and out / f"round{k}"
-        (*fresh, spent), (*unseen, also) = (_pairs(now, part, here, folder and folder / f"{name}.jsonl") for name, part in (("pairs", rows), ("test", test)))
+        *fresh, spent = _pairs(now, rows, here, folder and folder / "pairs.jsonl", drop=True)
+        *unseen, also = _pairs(now, test, here, folder and folder / "test.jsonl", drop=False)
+        if not fresh: break                                      # each answer is the demonstration itself: won
         run = train_dpo(now, fresh + previous, here, out=folder, resume=resume, meta=dict(meta or {}, round=k))
         told = told_apart(run.policy, now, unseen) if unseen else None
         run.seconds += spent["seconds"] + also["seconds"]; run.tokens_generated = spent["tokens_generated"] + also["tokens_generated"]
-        runs.append(run)
         if on_round: on_round(k, run, told)
         now, previous = run.policy, fresh if args.mix else []
-        if told and not told.low > .5: break                     # on prompts it did not train on the player cannot tell the data from its opponent: the game is over
+        runs.append(replace(run, policy=None))                   # two models at a time: this round's and the last one's
+        if told and not told.low > .5: break                     # on prompts it did not train on, the player cannot tell the data from its opponent
+    if not runs: raise ValueError(f"all {len(rows)} answers of the policy are the demonstrations themselves: there is nothing left to learn from them")
     total = lambda name: sum(getattr(r, name) for r in runs)
     history = [{**h, "step": h["step"] + k * args.steps, "round": k + 1} for k, r in enumerate(runs) for h in r.history]
     done = Run(now, history, args, total("seconds"), total("tokens_trained"), total("tokens_generated"), models_in_memory=2, dir=out, peak_gib=runs[-1].peak_gib)

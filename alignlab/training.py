@@ -490,7 +490,8 @@ def fit(
     with _first_alone() as first: info = _open_run(out, identity, resume or not first) if out else {}
     with _own_rng():
         seed_all(args.seed); began = time.perf_counter()
-        if info.get("status") != "done": data = objective.prepare(policy, data)
+        if info.get("status") != "done":
+            with torch.autocast(next(modules.parameters()).device.type, torch.bfloat16, enabled=args.bf16): data = objective.prepare(policy, data)     # a reference rounds as the policy will
         step, seconds, history = 0, time.perf_counter() - began, []
         seed_all(args.seed)                                      # training draws the same whatever prepare drew
         with _first_alone():

@@ -14,11 +14,11 @@ from functools import cache
 
 import records
 import torch
-from records import DONE, SHARE, cell
+from records import SHARE, cell
 
 from alignlab.dpo import DPOArgs, DPOObjective, train_dpo
 from alignlab.evaluation import evaluate
-from alignlab.helpdesk import attributes, demonstrations, make_prompts, parse
+from alignlab.helpdesk import attributes, demonstrations, make_prompts, parse, respond
 from alignlab.labs import open_lab
 from alignlab.sft import SFTArgs, train_sft
 from alignlab.spin import SPINArgs, nats_from_data, self_play_pairs, told_apart, train_spin
@@ -64,11 +64,12 @@ def game(s, start, args, kind="spin", measure=None):
     look = measure or s.measure; seen, now, previous, runs = [look(start)], start, [], []
     for k in range(1, args.rounds + 1):
         here = args.of_round(k)
-        pairs = self_play_pairs(now, s.demos, here.seed, 24 if kind == "cut" else 96, 0. if kind == "greedy" else 1.)
-        if kind == "cut": pairs = [dict(p, rejected=p["rejected"] if isinstance(p["rejected"], str) else now.tokenizer.decode(p["rejected"])) for p in pairs]     # as if they had ended there
+        pairs = self_play_pairs(now, s.demos, here.seed, temperature=0. if kind == "greedy" else 1.)
+        if kind == "cut": pairs = [dict(p, rejected=now.tokenizer.decode(now.completion_ids(p["rejected"], ended=False)[:24])) for p in pairs]     # as if they had ended there
         if kind == "inverted": pairs = list(map(swapped, pairs))
         run = train_dpo(now, pairs + previous, here, reference=start if kind == "old reference" else None)
         h = run.history
+        run.tokens_generated = sum(len(now.completion_ids(p["chosen" if kind == "inverted" else "rejected"])) for p in pairs)
         told = None if measure else told_apart(run.policy, now, self_play_pairs(now, s.unseen[:128], here.seed)).mean
         now, previous = run.policy, pairs if args.mix else []
         runs.append(run); seen.append(dict(look(now), told=told, first_loss=h[0]["loss"], last_loss=h[-1]["loss"], chosen=h[-1]["logps/chosen"]))
@@ -91,6 +92,7 @@ def one_round(s, start, args):
     seen, pairs = [s.measure(start)], self_play_pairs(start, s.demos, args.of_round(1).seed)
     long, policy = DPOArgs(steps=STEPS * ROUNDS, batch_size=BATCH, lr=args.lr, beta=args.beta, seed=s.seed), start.copy()
     run = fit(policy, pairs, DPOObjective(args.beta), long, on_step=lambda row: seen.append(s.measure(policy)) if row["step"] % STEPS == 0 else None)
+    run.tokens_generated = sum(len(start.completion_ids(p["rejected"])) for p in pairs)
     return seen, run
 
 def row(s, condition, made, **more):
@@ -164,16 +166,16 @@ def helpdesk(args):
         return row(s, "samples", ([dict(said=r["said"]) for r in seen], run), prompts=prompts)
     add("samples", made)
     for seed in every:
-        def made():
-            out = {}
+        def made():                                              # what the author says to the prompts that policies are measured on
+            out, prompts, ids = {}, make_prompts("test", 256, 1000 + seed), seed_of(seed).lab.start.completion_ids
             for style in ("good", "flawed"):
-                s = seed_of(seed, style); p, c = ([r[k] for r in s.unseen] for k in ("prompt", "completion"))
-                out[style] = {k: v.mean().item() for k, v in attributes(p, c).items()} | dict(length=sum(len(s.lab.start.completion_ids(x)) - 1 for x in c) / len(c))
+                said = [respond(x, style, 7000 + seed) for x in prompts]
+                out[style] = {k: v.mean().item() for k, v in attributes(prompts, said).items()} | dict(length=sum(len(ids(x)) - 1 for x in said) / len(said))
             return dict(method="spin", condition="the data", seed=seed, args={}, costs=dict(seconds=0), start={}, report={}, history=[], data=out)
         add(f"data-{seed}", made)
     if SHARE["of"] == 1:
         choices = {f"{m} {f}": picked(m, f) for m in ("spin", "sft") for f in FITS}
-        records.write("spin", trials() + rows, seed_of(0).lab, tilted=records.tilted(seed_of(0).lab), fits=FITS, picked=choices, sft_steps=seed_of(0).sft_steps)
+        records.write("spin", trials() + rows, seed_of(0).lab, tilted=records.tilted(seed_of(0).lab), fits=FITS, picked=choices, sft_steps=seed_of(0).sft_steps, demonstrations=N, validation=2 * VALIDATION)
 
 # --- real models
 REAL = dict(steps=24, batch_size=32, bf16=torch.cuda.is_available())

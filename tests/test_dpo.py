@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from alignlab.dpo import DPOArgs, DPOObjective, dpo_loss, dpo_train, pair_ids, train_dpo
+from alignlab.helpdesk import make_prompts, respond
 from alignlab.models import Policy
+from alignlab.sft import new_model
 from alignlab.tabular import expected_pair_loss, fit_tabular, optimal_policy, preference_prob
 
 quick = settings(derandomize=True, deadline=None, max_examples=40)
@@ -113,3 +115,13 @@ def test_micro_batches_do_not_matter(lab):
 def test_the_card_s_name(lab):
     pairs = list(lab.preferences(16, seed=0))
     assert isinstance(dpo_train(lab.policy(), pairs, steps=1), Policy)
+
+def test_in_bfloat16_reference_and_policy_round_alike():
+    "Batches of the same shape give the same log-probs, and so the first loss is ln 2; a reference in full precision would not"
+    start, prompts = new_model("micro"), make_prompts("train", 4)
+    rows = [dict(prompt=p, chosen=respond(p, "good"), rejected=respond(p, "web")) for p in prompts]
+    first = lambda bf16: train_dpo(start, rows, DPOArgs(steps=1, batch_size=4, beta=50., bf16=bf16)).history[0]["loss"]
+    assert abs(first(True) - math.log(2)) < 1e-6 and abs(first(False) - math.log(2)) < 1e-6
+    with torch.no_grad():
+        full = start.logps(prompts, [r["chosen"] for r in rows])
+        with torch.autocast("cpu", torch.bfloat16): assert (start.logps(prompts, [r["chosen"] for r in rows]) - full).abs().max() > 1e-3

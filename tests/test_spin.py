@@ -75,7 +75,7 @@ def test_the_old_reference_undoes_the_round_and_swapped_roles_move_away():
 # --- the pairs
 def test_pairs_hold_the_data_and_a_fresh_answer(micro):
     one, two = (self_play_pairs(micro, DEMOS[:6], seed, 8) for seed in (1, 2))
-    assert [(p["prompt"], p["chosen"]) for p in one] == [(d["prompt"], d["completion"]) for d in DEMOS[:6]]
+    assert [(p["prompt"], p["chosen"]) for p in one] == [(d["prompt"], micro.completion_ids(d["completion"])[:8]) for d in DEMOS[:6]]
     assert one == self_play_pairs(micro, DEMOS[:6], 1, 8) and [p["rejected"] for p in one] != [p["rejected"] for p in two]
 
 def test_an_answer_that_was_cut_off_gets_no_end_token(micro):
@@ -88,7 +88,11 @@ def test_answers_that_are_the_data_are_left_out(micro):
     own = [dict(prompt=d["prompt"], completion=micro.completion_ids(a, ended=False)[:4]) for d, a in zip(DEMOS, said)]
     own = [dict(o, completion=ids) for o, ids in zip(own, micro.sample([o["prompt"] for o in own], 1, 0., 4).completions)]
     assert len(self_play_pairs(micro, [*own[:3], DEMOS[3]], 0, 4, temperature=0.)) == 1
-    with pytest.raises(ValueError, match="all 3 answers"): self_play_pairs(micro, own[:3], 0, 4, temperature=0.)
+    assert self_play_pairs(micro, own[:3], 0, 4, temperature=0.) == [] and len(self_play_pairs(micro, own[:3], 0, 4, temperature=0., drop=False)) == 3
+
+def test_both_sides_have_the_same_limit(micro):
+    for p in self_play_pairs(micro, DEMOS[:4], 0, 7): assert p["chosen"] == micro.completion_ids(next(d["completion"] for d in DEMOS if d["prompt"] == p["prompt"]))[:7] and micro.end not in p["chosen"]
+    assert [p["chosen"] for p in self_play_pairs(micro, DEMOS[:4], 0, 90)] == [d["completion"] for d in DEMOS[:4]]
 
 def test_told_apart_and_distance_from_the_author(micro):
     pairs = self_play_pairs(micro, DEMOS[:24], 0, 12)
@@ -107,7 +111,7 @@ def test_each_round_starts_from_ln_2_with_fresh_answers_and_the_last_ones_mixed_
     run = train_spin(micro, DEMOS, SPINArgs(**SMALL, rounds=3, betas=(1., 2., 3.), lrs=(1e-3, 1e-3, 5e-4), held_out=0.), on_round=lambda k, r, told: seen.append((k, r, told)))
     assert [k for k, *_ in seen] == [1, 2, 3] and all(abs(r.history[0]["loss"] - math.log(2)) < 1e-5 and told is None for _, r, told in seen)
     assert [a.beta for *_, a in calls] == [1., 2., 3.] and [a.lr for *_, a in calls] == [1e-3, 1e-3, 5e-4] and len({a.seed for *_, a in calls}) == 3
-    assert calls[0][0] is micro and calls[1][0] is seen[0][1].policy and run.policy is seen[2][1].policy
+    assert calls[0][0] is micro and calls[1][0] is seen[0][1].policy and run.policy is seen[2][1].policy and same(run.policy, seen[2][1].policy)
     new = [[p["rejected"] for p in pairs[:len(DEMOS)]] for _, pairs, _ in calls]
     assert [len(p) for _, p, _ in calls] == [40, 80, 80] and calls[2][1][40:] == calls[1][1][:40] and new[0] != new[1] != new[2]
     assert [h["round"] for h in run.history] == [1] * 3 + [2] * 3 + [3] * 3 and [h["step"] for h in run.history] == list(range(1, 10))
@@ -127,6 +131,13 @@ def test_the_game_ends_when_the_data_cannot_be_told(micro, monkeypatch):
     monkeypatch.setattr(module, "told_apart", told)
     run = train_spin(micro, rows, SPINArgs(**SMALL, rounds=5)); assert run.history[-1]["round"] == 2
     assert all(len(a) >= 20 and not a & t for a, t in zip(asked, trained)) and asked[0] == asked[1]      # held out by prompt, the same in every round
+
+def test_a_game_that_is_won_ends(micro, monkeypatch):
+    played, real = [], module.self_play_pairs
+    def echo(policy, rows, *rest, **more): return [dict(p, rejected=p["chosen"]) if played else p for p in real(policy, rows, *rest, **more)]
+    monkeypatch.setattr(module, "self_play_pairs", echo)
+    run = train_spin(micro, DEMOS, SPINArgs(**SMALL, rounds=3, held_out=0.), on_round=lambda k, r, t: played.append(k)); assert played == [1] and run.history[-1]["round"] == 1
+    with pytest.raises(ValueError, match="all 40 answers"): train_spin(micro, DEMOS, SPINArgs(**SMALL, rounds=3, held_out=0.))
 
 def test_too_few_demonstrations_are_not_held_out(micro):
     told = []
@@ -163,6 +174,9 @@ def test_an_interrupted_game_ends_as_an_uninterrupted_one(micro, tmp_path, monke
         assert same(again.policy, whole.policy) and [h["loss"] for h in again.history] == [h["loss"] for h in whole.history]
     info = json.loads((out / "run.json").read_text()); assert info["status"] == "done" and info["costs"]["tokens_generated"] == whole.tokens_generated
     assert [json.loads(line)["loss"] for line in (out / "history.jsonl").read_text().splitlines()] == [h["loss"] for h in whole.history] and (out / "policy" / "model.safetensors").exists()
+    before = (out / "history.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already"): train_spin(micro, DEMOS, args, out=out)
+    assert json.loads((out / "run.json").read_text()) == info and (out / "history.jsonl").read_bytes() == before
     third = train_spin(micro, DEMOS, args, out=out, resume=True); assert same(third.policy, whole.policy) and third.costs() == again.costs()
     with pytest.raises(ValueError, match="beta was 1.0, now 2.0"): train_spin(micro, DEMOS, SPINArgs(**SMALL, rounds=3, save_every=1, held_out=0., beta=2.), out=out, resume=True)
     with pytest.raises(ValueError, match="another run"): train_spin(micro, DEMOS[:39], args, out=out, resume=True)
