@@ -14,6 +14,7 @@ def work(folder):
     from alignlab.helpdesk import make_prompts, respond
     from alignlab.models import add_lora
     from alignlab.sft import SFTArgs, new_model, train_sft
+    from alignlab.spin import SPINArgs, train_spin
     torch.set_num_threads(1)
     prompts = make_prompts('train', 14)
     pairs = [dict(prompt=p, chosen=respond(p, 'good'), rejected=respond(p, 'web')) for p in prompts]
@@ -27,6 +28,8 @@ def work(folder):
                            tokens=run.tokens_trained, again=again.history == run.history, weights=sum(p.detach().double().abs().sum().item() for p in run.policy.model.parameters()))
     run = train_sft(start, [dict(prompt=r['prompt'], completion=r['chosen']) for r in pairs], SFTArgs(steps=3, batch_size=5))
     found['sft'] = dict(loss=[h['loss'] for h in run.history], tokens=run.tokens_trained)
+    run = train_spin(start, [dict(prompt=r['prompt'], completion=r['chosen']) for r in pairs], SPINArgs(steps=2, batch_size=5, rounds=2, max_new_tokens=8), out=folder/'spin')
+    found['spin'] = dict(loss=[h['loss'] for h in run.history], tokens=run.tokens_trained, generated=run.tokens_generated)
     try: train_sft(start, [dict(prompt=prompts[0], completion='hello !')], SFTArgs(steps=1, batch_size=1))
     except ValueError as e: found['small'] = str(e)
     if os.environ.get('RANK', '0') == '0': (folder/'found.json').write_text(json.dumps(found))
@@ -52,10 +55,10 @@ def test_two_processes_train_as_one(tmp_path):
     work(tmp_path/'one')
     launch(__file__, tmp_path/'two', at=free_port(), cwd=tmp_path)
     one, two = (json.loads((tmp_path/name/'found.json').read_text()) for name in ('one', 'two'))
-    for method in ('dpo', 'lora', 'sft'):
+    for method in ('dpo', 'lora', 'sft', 'spin'):
         for k, v in one[method].items(): assert two[method][k] == (pytest.approx(v, rel=1e-4, abs=1e-6) if k != 'again' else v), (method, k)
     assert one['dpo']['again'] and 'small' not in one and 'cannot be split over 2 processes' in two['small']
-    for name in ('dpo', 'lora'):
+    for name in ('dpo', 'lora', 'spin'):
         a, b = (tmp_path/n/name for n in ('one', 'two'))
         assert sorted(p.name for p in a.rglob('*')) == sorted(p.name for p in b.rglob('*')) and len((b/'history.jsonl').read_text().splitlines()) == 4
 
