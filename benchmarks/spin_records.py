@@ -175,7 +175,7 @@ def helpdesk(args):
         add(f"data-{seed}", made)
     if SHARE["of"] == 1:
         choices = {f"{m} {f}": picked(m, f) for m in ("spin", "sft") for f in FITS}
-        records.write("spin", trials() + rows, seed_of(0).lab, tilted=records.tilted(seed_of(0).lab), fits=FITS, picked=choices, sft_steps=seed_of(0).sft_steps, demonstrations=N, validation=2 * VALIDATION)
+        records.write("spin", trials() + rows, seed_of(0).lab, fits=FITS, picked=choices, sft_steps=seed_of(0).sft_steps, demonstrations=N, validation=2 * VALIDATION)
 
 # --- real models
 REAL = dict(steps=24, batch_size=32, bf16=torch.cuda.is_available())
