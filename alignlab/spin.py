@@ -72,6 +72,7 @@ def nats_from_data(
 class SPINArgs(DPOArgs):
     "Arguments of SPIN: DPO's, of a round, with beta as the paper's lambda; and those of the game"
     steps: int = 32                # optimiser steps of a round
+    lr: float = 1e-4               # peak learning rate of a round
     beta: float = 1.               # lambda: how firmly a round's player is tied to its opponent
     rounds: int = 3                # most rounds
     betas: tuple | None = None     # lambda of each round, instead of beta
