@@ -147,7 +147,7 @@ class Method:
     module: str     # where it is defined
     train: str      # its function (policy, data, args, out=, resume=, meta=) -> Run
     args: str       # its arguments, a subclass of FitArgs
-    data: str       # what it learns from, and the lab's method that gives it: preferences or demonstrations
+    data: str       # what it learns from, and the lab's method that gives it: preferences, demonstrations or thumbs
     lr: float       # on a real model, all weights
     lora_lr: float  # on a real model, adapters only
     rl: bool = False  # it samples, and takes a reward
@@ -160,7 +160,8 @@ METHODS = dict(
     dpo=Method("alignlab.dpo", "train_dpo", "DPOArgs", "preferences", 1e-5, 2e-4),
     rlaif=Method("alignlab.rlaif", "train_rlaif", "DPOArgs", "preferences", 1e-5, 2e-4),
     cai=Method("alignlab.constitutional", "train_cai", "DPOArgs", "preferences", 1e-5, 2e-4),
-    spin=Method("alignlab.spin", "train_spin", "SPINArgs", "demonstrations", 2e-5, 2e-4))
+    spin=Method("alignlab.spin", "train_spin", "SPINArgs", "demonstrations", 2e-5, 2e-4),
+    kto=Method("alignlab.kto", "train_kto", "KTOArgs", "thumbs", 1e-5, 2e-4))
 
 _WAYS = dict(rlaif=("dpo", "ppo", "direct"),     # AI labels into DPO, AI labels into a reward model and PPO, or the judge's own score as the reward
              cai=("dpo", "ppo", "sl"))           # SL-CAI and then RL-CAI by DPO or by PPO, or SL-CAI alone
@@ -209,38 +210,46 @@ def _check_words(policy, rows):
                                  "--lab pairs --model NAME")
 
 # %% ../nbs/32_cli.ipynb #b58ff212
-def _demonstration_lab(model, data, eval_data, strict):
-    "A lab of a real model and a file of demonstrations; without pairs to rank, its reports are of samples alone"
+def _loader(kind):
+    "What reads a file of a kind of data"
+    from alignlab import preferences
+    return dict(preferences=preferences.load_preferences, demonstrations=preferences.load_demonstrations, thumbs=preferences.load_binary)[kind]
+
+def _file_lab(kind, model, data, eval_data, strict):
+    "A lab of a real model and a file of demonstrations or thumbs; without pairs to rank, its reports are of samples alone"
     from alignlab.evaluation import evaluate as report_on
     from alignlab.labs import PairsLab
-    from alignlab.preferences import load_demonstrations, load_preferences, split_by_prompt
+    from alignlab.preferences import load_preferences, split_by_prompt
     from alignlab.training import content_hash
-    class DemonstrationLab(PairsLab):
+    class FileLab(PairsLab):
         def __init__(self):
-            self.model, rows = model, load_demonstrations(data, strict=strict)
+            self.model, rows = model, _loader(kind)(data, strict=strict)
             self.train, self.held_out = (rows, load_preferences(eval_data, strict=strict)) if eval_data else split_by_prompt(rows)
             self.world = content_hash([*self.train, *self.held_out])[:12]
         def demonstrations(self, n=None, seed=0): return self.preferences(n, seed)
+        thumbs = demonstrations
         def evaluate(self, policy, n=None, seed=0, against=None):
             if eval_data: return super().evaluate(policy, n, seed, against)
             return report_on(policy, self.prompts("test", n, seed), reference=self.start, max_new_tokens=self.max_new_tokens, seed=seed)
-    return DemonstrationLab()
+    return FileLab()
 
 # %% ../nbs/32_cli.ipynb #d6279563
 def _open(name, kind, model, data=None, eval_data=None, strict=False):
     "The lab, with the user's files read and checked; `kind` of data the method wants"
     from alignlab.labs import open_lab
-    from alignlab.preferences import load_demonstrations, load_preferences
+    from alignlab.preferences import load_preferences, pairs_to_binary
+    pairs = True
+    if data and kind != "preferences":                                        # a file of pairs will do for the others: chosen replies, or both with a thumb
+        try: load_preferences(data)
+        except ValueError as e:
+            if "no column 'chosen'" not in str(e): raise
+            pairs = False
     if name != "pairs":
         if eval_data: raise ValueError("--eval-data goes with --lab pairs: helpdesk measures on prompts of its own")
         lab = open_lab(name, model=model)
-        if data: lab.file = (load_preferences if kind == "preferences" else load_demonstrations)(data, strict=strict)
+        if data: lab.file = pairs_to_binary(load_preferences(data, strict=strict)) if pairs and kind == "thumbs" else _loader(kind)(data, strict=strict)
         return lab
-    if data and kind == "demonstrations":
-        try: load_preferences(data)
-        except ValueError as e:
-            if "no column 'chosen'" in str(e): return _demonstration_lab(model, data, eval_data, strict)
-            raise
+    if not pairs: return _file_lab(kind, model, data, eval_data, strict)
     return open_lab(name, model=model, data=data, eval_data=eval_data, strict=strict)
 
 # %% ../nbs/32_cli.ipynb #ec4180e8
@@ -424,6 +433,15 @@ def _rewarding(lab, lora, b, reward, args, rows):
     if not reward: given["reward_args"].max_new_tokens = lab.max_new_tokens
     return given | dict(watch=None if lab.name == "pairs" else lab.gold)
 
+def _weigh(args, rows, given):
+    "KTO's weights: those given, or balanced ones where both thumbs are there"
+    from alignlab.kto import balanced_weights
+    up = sum(r["label"] for r in rows)
+    if given["desirable_weight"] is None and given["undesirable_weight"] is None and 0 < up < len(rows):
+        args = replace(args, **dict(zip(("desirable_weight", "undesirable_weight"), balanced_weights([r["label"] for r in rows]))))
+    _say(f"{up} thumbs up and {len(rows) - up} down, with weights {args.desirable_weight:.3g} and {args.undesirable_weight:.3g}")
+    return args
+
 def _tell_round(k, run, told):
     "How round k of SPIN went, on stderr"
     _say(f"round {k}: loss {run.history[0]['loss']:.3f} to {run.history[-1]['loss']:.3f}" + (f"; tells the data from its opponent in {told} of held-out pairs" if told else ""))
@@ -454,6 +472,7 @@ def _run(method, m, b, lab, lora, out, resume, n_eval, given, reward, ai):
             n = min(there, max(a.steps * a.batch_size for a in (args, more.get("reward_args") or args)))
             if method == "spin": n, more = min(there, max(args.batch_size, n // 2)), dict(on_round=_tell_round)     # each is seen twice a round
         rows = _take(lab, "prompts" if reward or from_ai and file is None else m.data, n, args.seed, out)
+        if method == "kto": args = _weigh(args, rows, given)
         _say(f"measuring the start on {n_eval} held-out prompts")
         before = _report(lab, reward_model(lab.start, args.seed) if method == "reward" else lab.start, n_eval, args.seed)
         _say(f"{method}: {f'{args.rounds} rounds of ' if method == 'spin' else ''}{args.steps} steps of {args.batch_size}, from {len(rows)} rows")
@@ -478,7 +497,7 @@ def train(
     method: Annotated[str, typer.Argument(help=f"One of {', '.join(METHODS)}.")],
     lab: Annotated[str, _opt("helpdesk (a small world with a known truth), sentiment or constraints (a real model, a program as truth), or pairs (your model, your preferences).")] = "helpdesk",
     model: Annotated[str | None, _opt("Start policy: a shipped name, smollm2-135m, a folder, or an id on the Hub.", show_default="the lab's; cai on helpdesk: helpdesk-helpful")] = None,
-    data: Annotated[str | None, _opt("File to learn from: pairs, or demonstrations for sft and spin.")] = None,
+    data: Annotated[str | None, _opt("File to learn from: pairs; demonstrations for sft and spin; thumbs (prompt, completion, label) for kto.")] = None,
     eval_data: Annotated[str | None, _opt("Pairs to measure on; without it a tenth of the prompts is held out.")] = None,
     strict: Annotated[bool, _opt("Any faulty row is an error.", "--strict")] = False,
     lora: Annotated[bool, _opt("Train adapters only; the saved policy is merged.", "--lora")] = False,
@@ -487,6 +506,8 @@ def train(
     beta: Annotated[float | None, _opt("Price of a nat of KL; of spin: lambda.")] = None,
     lr: Annotated[float | None, _opt("Peak learning rate.")] = None,
     steps: Annotated[int | None, _opt("Optimiser steps; of spin: in a round.")] = None,
+    desirable_weight: Annotated[float | None, _opt("Of kto: weight of thumbs up.", show_default="so that both thumbs weigh the same in sum")] = None,
+    undesirable_weight: Annotated[float | None, _opt("Of kto: weight of thumbs down.", show_default="likewise")] = None,
     rounds: Annotated[int | None, _opt("Of spin: most rounds; it stops earlier when the policy can no longer be told from the data.", show_default="3")] = None,
     batch_size: Annotated[int | None, _opt("Rows a step.")] = None,
     max_length: Annotated[int | None, _opt("Most tokens of prompt and one completion.")] = None,
@@ -503,7 +524,7 @@ def train(
     as_json: Annotated[bool, _opt("One JSON object on standard output.", "--json")] = False,
 ):
     "Train a policy with METHOD, and report what changed."
-    given = dict(seed=seed, beta=beta, lr=lr, steps=steps, rounds=rounds, batch_size=batch_size, max_length=max_length)
+    given = dict(seed=seed, beta=beta, lr=lr, steps=steps, rounds=rounds, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight, batch_size=batch_size, max_length=max_length)
     ai = dict(way=way, judge=judge, judge_model=judge_model, base_url=base_url, principle=principle or None, revisions=revisions)
     if method == "cai" and lab == "helpdesk": model = model or "helpdesk-helpful"      # the paper's start: helpful, and without scruple
     with contextlib.redirect_stdout(sys.stderr):                              # nothing gets in front of the JSON

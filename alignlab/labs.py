@@ -12,7 +12,7 @@ from . import helpdesk
 from .evaluation import Report, evaluate
 from .judges import helpdesk_judge, swap_average
 from .models import Policy, load_policy
-from .preferences import collect_preferences, load_preferences, split_by_prompt
+from .preferences import collect_binary, collect_preferences, load_preferences, pairs_to_binary, split_by_prompt
 from .training import Budget, budget, content_hash
 
 # %% auto #0
@@ -78,6 +78,9 @@ class Lab:
     def policy(self) -> Policy: "A fresh copy of the start policy."; return self.start.copy()
     def reference(self) -> Policy: "The start policy, frozen."; return self.start.frozen()
     def gold(self, prompts, completions, ended=True): "The true reward, where the lab knows it."; return None
+    def thumbs(self, n=None, seed=0):
+        "A thumb of an annotator on one answer to each prompt."
+        return collect_binary(self.start, self.prompts("train", n or self.budget.pairs, seed), self.annotator, seed, max_new_tokens=self.max_new_tokens)
 
 # %% ../nbs/07_labs.ipynb #a469722f
 class HelpdeskLab(Lab):
@@ -118,6 +121,7 @@ class PairsLab(Lab):
     def demonstrations(self, n=None, seed=0):
         "The chosen replies as demonstrations."
         return [dict(prompt=r["prompt"], completion=r["chosen"]) for r in self.preferences(n, seed)]
+    def thumbs(self, n=None, seed=0): "The chosen replies with a thumb up, the rejected ones with a thumb down."; return pairs_to_binary(self.preferences(n and max(1, n // 2), seed)).shuffle(seed=seed)
 
     def evaluate(self, policy, n=None, seed=0, against=None, max_length=512, samples=16) -> Report:
         "Report on held-out pairs: preference accuracy, reference-free ranking, and on samples length, end rate and KL."
@@ -140,12 +144,15 @@ def _beginnings():
     return [t + g for t in filled[1:] for g in _GO_ON]
 
 class RewardAnnotator:
-    "Simulated annotators of any reward: Bradley–Terry draws. They count the labels they give."
-    def __init__(self, reward, temperature=.2): self.reward, self.temperature, self.labels = reward, temperature, 0
+    "Simulated annotators of any reward: Bradley–Terry draws, and thumbs against a threshold. They count the labels they give."
+    def __init__(self, reward, temperature=.2, threshold=0.): self.reward, self.temperature, self.threshold, self.labels = reward, temperature, threshold, 0
     def prefer(self, prompts, first, second): return torch.sigmoid((self.reward(prompts, first) - self.reward(prompts, second)) / self.temperature)
     def label(self, prompts, first, second, seed=0):
         self.labels += len(prompts)
         return torch.rand(len(prompts), generator=torch.Generator().manual_seed(seed)) < self.prefer(prompts, first, second)
+    def thumbs(self, prompts, completions, seed=0):
+        self.labels += len(prompts)
+        return torch.rand(len(prompts), generator=torch.Generator().manual_seed(seed)) < torch.sigmoid((self.reward(prompts, completions) - self.threshold) / self.temperature)
 
 # %% ../nbs/07_labs.ipynb #32670a44
 class RewardLab(Lab):
@@ -194,7 +201,7 @@ class ConstraintsLab(RewardLab):
     name, max_new_tokens = "constraints", 40
     def __init__(self, model: str = "smollm2-135m", annotator=None):
         super().__init__(model)
-        self.annotator, self.world = annotator or RewardAnnotator(self.gold), content_hash([dict(prompts=self.all_prompts())])[:12]
+        self.annotator, self.world = annotator or RewardAnnotator(self.gold, threshold=.5), content_hash([dict(prompts=self.all_prompts())])[:12]
 
     def all_prompts(self): return [_ASK.format(thing=t, word=w, most=m) for t in _ABOUT for w in _USE for m in (8, 12, 16, 20)]
     def measure(self, prompts, completions, ended=True):

@@ -231,7 +231,7 @@ def wrong_lines(here):
         (f'train dpo {pairs}{files["few"]} --strict', ['few.jsonl', 'strict']),
         (f'train sft {pairs}{files["torn"]}', ['torn.jsonl, line 3']),
         ('train dpo --model nobody-knows', ['nobody-knows']),
-        ('train telepathy', ['telepathy', 'sft, reward, rlhf, grpo, dpo, rlaif, cai, spin']),
+        ('train telepathy', ['telepathy', 'sft, reward, rlhf, grpo, dpo, rlaif, cai, spin, kto']),
         ('train dpo --beta 0', ['--beta', '> 0']), ('train dpo --beta -1', ['--beta']), ('train dpo --beta nan', ['--beta']), ('train dpo --lr inf', ['--lr']),
         ('train sft --beta .1', ['--beta', 'sft']), ('train dpo --steps 0', ['--steps']), ('train dpo --batch-size 0', ['--batch-size']),
         ('train dpo --seed -1', ['--seed']), ('train dpo --max-length 2', ['--max-length']), ('train dpo --n-eval 0', ['--n-eval']),
@@ -503,6 +503,27 @@ def test_spin_on_files_of_ones_own():
     assert all(json.loads(line)['chosen'].endswith('gladly.') for line in Path('chosen/round1/pairs.jsonl').read_text().splitlines()[:-1])
     jsonl('bare.jsonl', [dict(prompt=f'Say {i}.') for i in range(30)])
     for line, *said in [(f'train spin {chat(Path("."))} --data bare.jsonl', 'bare.jsonl', 'completion'), ('train spin --rounds 0', '--rounds'), ('train dpo --rounds 2', '--rounds means nothing to dpo'), ('train spin --beta 0', '--beta'), ('train spin --reward gold', '--reward'), ('train spin --way dpo', '--way means nothing to spin')]: bad(line, *said)
+
+def test_kto_on_thumbs():
+    line = 'train kto --steps 2 --batch-size 16 --n-eval 8 --out run'
+    r = command(line + ' --json'); assert r.exit_code == 0, r.stderr
+    found, rows = json.loads(r.stdout), [json.loads(l) for l in Path('run/data.jsonl').read_text().splitlines()]
+    up = sum(r['label'] for r in rows); args = json.loads(Path('run/run.json').read_text())['args']
+    assert f'{up} thumbs up and {len(rows) - up} down' in r.stderr and len(rows) == found['labels'] == 32 and 0 < up < 32
+    assert args['desirable_weight'] * up == pytest.approx(args['undesirable_weight'] * (32 - up)) and min(args['desirable_weight'], args['undesirable_weight']) == 1
+    again = fine(line + ' --resume'); assert again['report']['gold'] == found['report']['gold']
+    estimates(found['report'])
+    fine('train kto --steps 1 --batch-size 8 --n-eval 4 --desirable-weight 3 --out own'); args = json.loads(Path('own/run.json').read_text())['args']; assert (args['desirable_weight'], args['undesirable_weight']) == (3., 1.)
+
+def test_kto_on_files_of_ones_own():
+    chat_model('chat'); jsonl('thumbs.jsonl', [dict(prompt=f'Say {i}.', completion=f'{i} it is.', label=i % 3 == 0) for i in range(30)])
+    found = fine(f'train kto {chat(Path("."))} --data thumbs.jsonl --lora --out own'); assert found['method'] == 'kto' and found['labels'] > 0
+    jsonl('pairs.jsonl', [dict(prompt=f'Say {i}.', chosen=f'{i} it is, and gladly.', rejected=f'no{i}') for i in range(30)])
+    r = command(f'train kto {chat(Path("."))} --data pairs.jsonl --out split --json'); assert r.exit_code == 0 and 'thumbs up' in r.stderr
+    jsonl('up.jsonl', [dict(prompt=f'Say {i}.', completion=f'{i} it is.', label=True) for i in range(30)])
+    r = command(f'train kto {chat(Path("."))} --data up.jsonl --out up --json'); assert r.exit_code == 0 and 'and 0 down, with weights 1 and 1' in r.stderr
+    jsonl('bare.jsonl', [dict(prompt=f'Say {i}.', completion='x') for i in range(30)])
+    for line, *said in [(f'train kto {chat(Path("."))} --data bare.jsonl', 'bare.jsonl', 'label'), ('train kto --batch-size 1', '--batch-size', 'another row'), ('train dpo --desirable-weight 2', '--desirable-weight means nothing to dpo'), ('train kto --undesirable-weight -1', '--undesirable-weight'), ('train kto --rounds 2', '--rounds means nothing to kto')]: bad(line, *said)
 
 def test_judges_wrong_use(monkeypatch):
     for name in ('OPENAI_API_KEY', 'OPENAI_BASE_URL'): monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""SFT, DPO, online DPO, PPO, GRPO, Constitutional AI and SPIN killed by `kill -9` at random moments, then resumed: the same weights, bit for bit.
+"""SFT, DPO, online DPO, PPO, GRPO, Constitutional AI, SPIN and KTO killed by `kill -9` at random moments, then resumed: the same weights, bit for bit.
 
 Run as a script it is the process whose children are killed: `python test_kill.py METHOD POINTS FOLDER`."""
 import json
@@ -20,6 +20,7 @@ def trainer(method):
     from alignlab.group_rl import GroupArgs, train_grpo
     from alignlab.helpdesk import Annotator, gold, make_prompts, respond
     from alignlab.judges import RandomJudge
+    from alignlab.kto import KTOArgs, train_kto
     from alignlab.rlhf import PPOArgs, train_rlhf
     from alignlab.sft import SFTArgs, new_model, train_sft
     from alignlab.spin import SPINArgs, train_spin
@@ -29,6 +30,7 @@ def trainer(method):
     if method == 'rlhf': return lambda out: train_rlhf(start, [dict(prompt=p) for p in prompts], PPOArgs(steps=24, batch_size=8, minibatches=2, max_new_tokens=8, target_kl=.01, save_every=3), reward=gold, out=out, resume=True)
     if method == 'grpo': return lambda out: train_grpo(start, [dict(prompt=p) for p in prompts], GroupArgs(steps=24, batch_size=4, group=3, minibatches=2, max_new_tokens=8, save_every=3), reward=gold, out=out, resume=True)
     if method == 'cai': return lambda out: train_cai(start, [dict(prompt=p) for p in prompts], DPOArgs(steps=24, batch_size=8, save_every=3), revisions=1, believable=0., max_new_tokens=8, judge=RandomJudge(), out=out, resume=True)
+    if method == 'kto': return lambda out: train_kto(start, [dict(prompt=p, completion=respond(p, 'good' if i % 3 else 'web'), label=bool(i % 3)) for i, p in enumerate(prompts)], KTOArgs(steps=40, batch_size=8, save_every=3), out=out, resume=True)
     if method == 'spin': return lambda out: train_spin(start, [dict(prompt=p, completion=respond(p)) for p in prompts], SPINArgs(steps=8, batch_size=8, save_every=3, held_out=0., max_new_tokens=12), out=out, resume=True)
     pairs = [dict(prompt=p, chosen=respond(p, 'good'), rejected=respond(p, 'web')) for p in prompts]
     return lambda out: train_dpo(start, pairs, DPOArgs(steps=40, batch_size=8, save_every=3), out=out, resume=True)
@@ -61,7 +63,7 @@ import pytest
 from conftest import ALL
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
-@pytest.mark.parametrize('method', ['sft', 'dpo', 'online', 'rlhf', 'grpo', 'cai', 'spin'])
+@pytest.mark.parametrize('method', ['sft', 'dpo', 'online', 'rlhf', 'grpo', 'cai', 'spin', 'kto'])
 def test_killed_and_resumed(method, tmp_path):
     points = 20 if ALL else 5
     done = subprocess.run([sys.executable, __file__, method, str(points), str(tmp_path)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})

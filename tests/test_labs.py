@@ -22,6 +22,8 @@ def test_sentiment_splits_and_truth():
 
 def test_annotators_of_a_reward():
     a = RewardAnnotator(lambda p, c: torch.tensor([float(x) for x in c]), temperature=.5)
+    ups = RewardAnnotator(a.reward, temperature=.5, threshold=1.).thumbs(["x"] * 4000, ["2"] * 2000 + ["1"] * 2000)
+    assert abs(ups[:2000].float().mean() - torch.sigmoid(torch.tensor(2.))) < .03 and abs(ups[2000:].float().mean() - .5) < .04
     n = 4000; p = a.prefer([""] * 2, ["1", "0"], ["0", "1"])
     torch.testing.assert_close(p, torch.sigmoid(torch.tensor([2., -2.])))
     labels = a.label([""] * n, ["1"] * n, ["0"] * n, seed=3)

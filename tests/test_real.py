@@ -81,6 +81,13 @@ def test_spin_on_constraints(smollm2, tmp_path, monkeypatch):
         assert len(history) == 1 and history[0]['loss'] == pytest.approx(.6931, abs=2e-3) and f'round {k}: loss 0.69' in said
     assert found['labels'] == 0 and found['tokens_generated'] > 20 and (tmp_path/'run'/'policy'/'config.json').exists() and 'gold' in _flat(found['report'])
 
+def test_kto_on_hh(smollm2, shared_data, tmp_path, monkeypatch):
+    "Pairs of people, split into thumbs: two steps with adapters."
+    monkeypatch.chdir(tmp_path)
+    found, said = command('train', 'kto', '--lab', 'pairs', '--data', shared_data/'hh_harmless'/'test.jsonl.gz', '--lora', '--n-eval', 2, '--out', 'run')
+    history = [json.loads(line) for line in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
+    assert len(history) == 2 and history[0]['loss'] == pytest.approx(.5, abs=2e-3) and found['labels'] == 4 and '2 thumbs up and 2 down' in said
+
 def test_grpo_on_constraints(smollm2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found, _ = command('train', 'grpo', '--lab', 'constraints', '--reward', 'gold', '--n-eval', 4, '--out', 'run')
