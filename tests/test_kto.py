@@ -1,6 +1,5 @@
 "KTO: loss and gradient against TRL in both branches of the clamp, the reference point, the weights, the batches, and a run on the world."
 import copy, math
-import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from alignlab import tabular
