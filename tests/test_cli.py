@@ -345,7 +345,7 @@ def test_every_method_of_the_table_is_there():
     from alignlab.training import FitArgs
     for m in cli.METHODS.values():
         module = import_module(m.module)
-        assert callable(getattr(module, m.train)) and issubclass(getattr(module, m.args), FitArgs) and m.data in ('preferences', 'demonstrations')
+        assert callable(getattr(module, m.train)) and issubclass(getattr(module, m.args), FitArgs) and m.data in ('preferences', 'demonstrations', 'thumbs')
 
 def test_entry_point():
     import tomllib
