@@ -317,12 +317,14 @@ def _write_part(rng, p, part, level, right):
 
 def _is_right(p, name): return sum(CORES[p.kind].get(name, {}).values()) > 0
 
-def _write(rng, p, style, core=None, levels=None, filler=.08, heed=()):
+_FILL = .08  # probability of one more sentence of filler
+def _mix(p, style): return {k: w for k, w in _CORE_MIX[style][p.kind].items() if k != 'agree' or 'V' in p.slots}
+def _known(p, core): return 'right' if core == 'agree' and p.slots['V'] == FACTS[p.slots['X'], p.slots['rel']] else core
+
+def _write(rng, p, style, core=None, levels=None, filler=_FILL, heed=()):
     "An answer as a list of (part, text); what touches the attributes to heed is written as in the style good"
-    mix = _CORE_MIX["good" if set(heed) & {*CORES[p.kind][BEST_CORE[p.kind]]} else style][p.kind]
-    mix = {k: w for k, w in mix.items() if k != 'agree' or 'V' in p.slots}
-    core, out = core or rng.choices(list(mix), weights=list(mix.values()))[0], []
-    if core == 'agree' and p.slots['V'] == FACTS[p.slots['X'], p.slots['rel']]: core = 'right'
+    mix = _mix(p, "good" if set(heed) & {*CORES[p.kind][BEST_CORE[p.kind]]} else style)
+    core, out = _known(p, core or rng.choices(list(mix), weights=list(mix.values()))[0]), []
     for part in ORDER:
         if part == 'core': out.append(('core', _write_core(rng, p, core))); continue
         weights = levels or STYLES["good" if PARTS[part][0] in heed else style]
@@ -380,12 +382,12 @@ def _part_odds(p, style, part, right):
     return odds
 
 # %% ../nbs/02_helpdesk.ipynb #af04b049
-def _filler_odds(said, rate=.08):
+def _filler_odds(said):
     "Probability of just these filler sentences in just these places of an answer; 0 where the author never puts one"
     rest = [s for s in said if s not in FILLER]
     k, closed = len(said) - len(rest), bool(rest) and rest[-1] in PARTS["closer"][1] + PARTS["closer"][2] + PARTS["closer"][3]
     if not rest or said[0] in FILLER or closed and said[-1] in FILLER or len({*said} & {*FILLER}) < k: return 0.
-    odds = rate**k * (1 - rate if k < len(FILLER) else 1)
+    odds = _FILL**k * (1 - _FILL if k < len(FILLER) else 1)
     for j in range(k): odds *= (j + 1) / (len(FILLER) - j) / (len(rest) + j - 1 + (not closed))     # k! orders of insertion, places at each
     return odds
 
@@ -397,10 +399,9 @@ def respond_logp(
     "Log-probability that the author of a style gives exactly this answer."
     if style not in STYLES: raise ValueError(f"style must be one of {[*STYLES]}, not {style!r}")
     p, said = read_prompt(prompt), [s + e for s, e in re.findall(r"(\S.*?)( [.!?](?= |$)|$)", completion)]
-    rest, total = [s for s in said if s not in FILLER], 0.
-    mix = {k: w for k, w in _CORE_MIX[style][p.kind].items() if k != "agree" or "V" in p.slots}
+    rest, mix, total = [s for s in said if s not in FILLER], _mix(p, style), 0.
     for core, w in mix.items():
-        if core == "agree" and p.slots["V"] == FACTS[p.slots["X"], p.slots["rel"]]: core = "right"
+        core = _known(p, core)
         odds, left = w / sum(mix.values()) * _filler_odds(said), list(rest)
         for part in ORDER:
             texts = _outcomes(lambda rng: _write_core(rng, p, core)) if part == "core" else _part_odds(p, style, part, _is_right(p, core))

@@ -77,6 +77,7 @@ def _row_ids(policy, row, max_length):
     prompt, completion = _fit_length(policy.prompt_ids(row["prompt"]), policy.completion_ids(row["completion"]), max_length)
     return dict(prompt_ids=prompt, completion_ids=completion, label=bool(row["label"]))
 
+# %% ../nbs/19_kto.ipynb #cb77b2a7
 class KTOObjective(Objective):
     "KTO on thumbs; the reference stays in memory, for each batch pairs prompts and completions anew"
     models_in_memory = 2
@@ -86,8 +87,7 @@ class KTOObjective(Objective):
         "Token ids and the reference's log-probs; the reference is the start policy unless another is given"
         if len(data) < 2: raise ValueError("KTO needs at least 2 rows: its reference point pairs a prompt with another row's completion")
         self.reference, rows = (self.reference or policy).frozen(), [_row_ids(policy, r, self.args.max_length) for r in data]
-        ref = torch.cat([_log_probs(self.reference, rows[i:i + 64]) for i in range(0, len(rows), 64)])
-        return [dict(r, ref_logp=lp) for r, lp in zip(rows, ref.tolist())]
+        return [dict(r, ref_logp=lp) for r, lp in zip(rows, _log_probs(self.reference, rows).tolist())]
 
     def indices(self, n, step, args):
         "No row twice in a batch and no short batch: what an epoch leaves over waits for the next"

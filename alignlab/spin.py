@@ -30,6 +30,8 @@ def spin_optimum(
     return torch.log_softmax(logps + (data_logps - logps) / lam, -1)
 
 # %% ../nbs/18_spin.ipynb #9e6aafab
+def _differ(policy, pair): return policy.completion_ids(pair["chosen"]) != policy.completion_ids(pair["rejected"])
+
 def self_play_pairs(
     policy: Policy,      # the opponent
     demonstrations,      # rows with prompt and completion: the data
@@ -44,7 +46,7 @@ def self_play_pairs(
     def limited(text): ids = policy.completion_ids(text); return text if len(ids) <= max_new_tokens else ids[:max_new_tokens]
     own = [text if ended else ids for text, ids, ended in zip(s.text, s.completions, s.ended.tolist())]
     pairs = [dict(prompt=r["prompt"], chosen=limited(r["completion"]), rejected=y) for r, y in zip(rows, own)]
-    return [p for p in pairs if not drop or policy.completion_ids(p["chosen"]) != policy.completion_ids(p["rejected"])]
+    return [p for p in pairs if not drop or _differ(policy, p)]
 
 # %% ../nbs/18_spin.ipynb #2d42bbc0
 def told_apart(
@@ -64,8 +66,8 @@ def nats_from_data(
 ) -> torch.Tensor:  # (n,) log p_data - log π of each; the mean estimates KL(p_data ‖ π), and is 0 at the fixed point
     "How far a policy is from the author of its demonstrations, who is known in helpdesk."
     rows = list(demonstrations)
-    ours = [policy.logps([r["prompt"] for r in rows[i:i + 64]], [r["completion"] for r in rows[i:i + 64]]) for i in range(0, len(rows), 64)]
-    return torch.tensor([respond_logp(r["prompt"], r["completion"], style) for r in rows]) - torch.cat(ours).cpu()
+    ours = policy.logps([r["prompt"] for r in rows], [r["completion"] for r in rows])
+    return torch.tensor([respond_logp(r["prompt"], r["completion"], style) for r in rows]) - ours.cpu()
 
 # %% ../nbs/18_spin.ipynb #f13643c5
 @dataclass
@@ -114,7 +116,7 @@ def _pairs(opponent, rows, args, path, drop):
     def make():
         began = time.perf_counter(); pairs = self_play_pairs(opponent, rows, args.seed, args.max_new_tokens, drop=False) if rows else []
         spent = dict(seconds=time.perf_counter() - began, tokens_generated=sum(len(opponent.completion_ids(p["rejected"])) for p in pairs))
-        return [*(p for p in pairs if not drop or opponent.completion_ids(p["chosen"]) != opponent.completion_ids(p["rejected"])), spent]
+        return [*(p for p in pairs if not drop or _differ(opponent, p)), spent]
     return cached_rows(path, make, [*rows, dict(opponent=content_hash(opponent.model), seed=args.seed)]) if path else make()
 
 # %% ../nbs/18_spin.ipynb #9f767c96

@@ -2,10 +2,10 @@
 
     python benchmarks/spin_records.py tune     [--share i/n]     twelve random trials a method and start, on a seed of their own
     python benchmarks/spin_records.py helpdesk [--seeds 5] [--share i/n]
-    python benchmarks/spin_records.py real     [--seeds 3] [--share i/n]     SmolLM2-135M on the labs with a program as truth
+    python benchmarks/spin_records.py real     [--seeds 5] [--labs sentiment,constraints] [--share i/n]     SmolLM2-135M, a program as truth
 
 Runs are kept under runs/records as in records.py, and shared out in the same way; `helpdesk` needs the trials. With two processes, `tune`
-takes twenty minutes and `helpdesk` an hour. `real` is for a GPU.
+takes twenty minutes and `helpdesk` an hour. `real` is for a GPU; shipped are 4 seeds of sentiment and 1 of constraints.
 """
 import argparse
 import math
@@ -80,7 +80,7 @@ def whole(runs, args):
     return Run(runs[-1].policy, runs[-1].history, args, total("seconds"), total("tokens_trained"), total("tokens_generated"), models_in_memory=runs[-1].models_in_memory)
 
 def more_sft(s, start, lr, measure=None):
-    "Fine-tuning on the same demonstrations for the same tokens, in as many pieces, each with a schedule of its own"
+    "Fine-tuning on the same demonstrations for about as many tokens, in as many pieces, each with a schedule of its own"
     look = measure or s.measure; seen, now, runs = [look(start)], start, []
     for k in range(1, ROUNDS + 1):
         runs.append(train_sft(now, s.demos, SFTArgs(steps=s.sft_steps, batch_size=BATCH, lr=lr, seed=s.seed * 1000 + k)))
