@@ -20,7 +20,7 @@ __all__ = ['reference_point', 'kto_loss', 'balanced_weights', 'KTOArgs', 'KTOObj
 def reference_point(
     log_ratios,  # (m,) log π(y'|x) - log π_ref(y'|x) of mismatched pairs: each prompt with the completion of another row
 ) -> torch.Tensor:  # scalar, >= 0, without gradient
-    "KTO's z: an estimate of KL(π ‖ π_ref), never below 0 (Ethayarajh et al. 2024, section 4.2)."
+    "KTO's z, in place of KL(π ‖ π_ref): a mean over data, not over samples of π, and never below 0 (Ethayarajh et al. 2024, section 4.2)."
     return log_ratios.detach().mean().clamp(min=0)
 
 def kto_loss(
@@ -55,6 +55,7 @@ def balanced_weights(
 @dataclass
 class KTOArgs(DPOArgs):
     "Arguments of KTO"
+    lr: float = 2e-4                 # what the record's trials picked on helpdesk
     loss: str = "kto"                # or "apo_zero": the reference point is 0 (D'Oosterlinck et al. 2024)
     desirable_weight: float = 1.     # lambda_D
     undesirable_weight: float = 1.   # lambda_U

@@ -19,11 +19,12 @@ import torch
 
 from alignlab import helpdesk
 from alignlab.evaluation import best_of_n, tilted_optimum
-from alignlab.helpdesk import make_prompts
+from alignlab.helpdesk import Annotator, make_prompts
 from alignlab.labs import open_lab
 from alignlab.models import kl_per_token
 from alignlab.training import budget, cached_rows, content_hash, write_record
 
+VALIDATION = 192                                      # prompts that settings are picked on, two answers to each
 ROOT, DONE = Path(__file__).parents[1] / "alignlab" / "records", Path("runs/records")
 
 SHARE = dict(mine=0, of=1, seen=0)
@@ -58,7 +59,6 @@ def tilted(lab):
 class Seed:
     "What a seed fixes: annotators, prompts, pairs, labels, and the report of the start; made when first asked for"
     def __init__(self, seed, **annotator):
-        from alignlab.helpdesk import Annotator
         self.seed, self.B, self.lab = seed, budget("lesson"), open_lab("helpdesk", annotator=Annotator(seed=seed, **annotator))
         self.file = DONE / self.lab.world / ("-".join(["pairs", *(f"{k}{v}" for k, v in annotator.items()), str(seed)]) + ".jsonl")
     @cached_property
@@ -67,6 +67,16 @@ class Seed:
     @cached_property
     def start(self): return self.report(self.lab.start).to_dict()
     def report(self, policy, skills=False, n=None): return self.lab.evaluate(policy, n=n or self.B.prompts, seed=self.seed, skills=skills)
+    @cache
+    def validation(self):
+        prompts = make_prompts("validation", VALIDATION, self.seed)
+        return prompts, self.lab.start.sample(prompts, 2, 1., self.lab.max_new_tokens, 77)
+    def validate(self, policy):
+        "How often annotators prefer the policy's answer to the start's, which is what settings are picked by; and gold, which is not"
+        prompts, theirs = self.validation()
+        ours = policy.sample(prompts, 2, 1., self.lab.max_new_tokens, 78)
+        return dict(win_rate=Annotator(seed=self.seed).label(ours.prompts, ours.text, theirs.text, seed=self.seed).float().mean().item(),
+                    gold=self.lab.gold(ours.prompts, ours.text, ours.ended.tolist()).mean().item())
     def row(self, method, run, skills=False, n=None, **more): return run.row(method, self.start, self.report(run.policy, skills, n).to_dict()) | more
 
 def write(name, rows, lab, **more):

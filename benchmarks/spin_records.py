@@ -26,7 +26,7 @@ from alignlab.training import Run, content_hash, fit, write_record
 
 N, ROUNDS, STEPS, BATCH = 512, 3, 32, 32              # demonstrations; rounds; steps and pairs of a round
 FITS = 0, 64, 256                                     # steps of fine-tuning on the same demonstrations before the game: none, about right, too many
-TRIALS, TUNED_ON, VALIDATION = 12, 100, 192
+TRIALS, TUNED_ON = 12, 100
 TUNED_AT = {0: 0, 64: 64, 256: 64}                    # the settings of a start were picked at this one
 
 class Seed(records.Seed):
@@ -43,16 +43,6 @@ class Seed(records.Seed):
         r = evaluate(policy, make_prompts("test", 256, 1000 + self.seed), reference=self.lab.start, measure=attributes, max_new_tokens=self.lab.max_new_tokens, seed=self.seed)
         return dict(gold=r["gold"].mean, kl=r["kl"].mean, length=r["length"].mean, end_rate=r["end_rate"].mean, bigrams=r["diversity"]["bigrams"].mean, broken=sum(parse(x["prompt"], x["completion"], x["ended"]) is None for x in r.samples) / len(r.samples),
                     nats=nats_from_data(policy, self.unseen, self.style).mean().item(), attributes={k: v.mean for k, v in r["attributes"].items()})
-    @cache
-    def validation(self):
-        prompts = make_prompts("validation", VALIDATION, self.seed)
-        return prompts, self.lab.start.sample(prompts, 2, 1., self.lab.max_new_tokens, 77)
-    def validate(self, policy):
-        "How often annotators prefer the policy's answer to the start's, which is what settings are picked by; and gold, which is not"
-        prompts, theirs = self.validation()
-        ours = policy.sample(prompts, 2, 1., self.lab.max_new_tokens, 78)
-        return dict(win_rate=self.lab.annotator.label(ours.prompts, ours.text, theirs.text, seed=self.seed).float().mean().item(),
-                    gold=self.lab.gold(ours.prompts, ours.text, ours.ended.tolist()).mean().item())
 
 seed_of = cache(Seed)
 
@@ -175,7 +165,7 @@ def helpdesk(args):
         add(f"data-{seed}", made)
     if SHARE["of"] == 1:
         choices = {f"{m} {f}": picked(m, f) for m in ("spin", "sft") for f in FITS}
-        records.write("spin", trials() + rows, seed_of(0).lab, fits=FITS, picked=choices, sft_steps=seed_of(0).sft_steps, demonstrations=N, validation=2 * VALIDATION)
+        records.write("spin", trials() + rows, seed_of(0).lab, fits=FITS, picked=choices, sft_steps=seed_of(0).sft_steps, demonstrations=N, validation=2 * records.VALIDATION)
 
 # --- real models
 REAL = dict(steps=24, batch_size=32, bf16=torch.cuda.is_available())

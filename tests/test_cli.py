@@ -525,6 +525,14 @@ def test_kto_on_files_of_ones_own():
     jsonl('bare.jsonl', [dict(prompt=f'Say {i}.', completion='x') for i in range(30)])
     for line, *said in [(f'train kto {chat(Path("."))} --data bare.jsonl', 'bare.jsonl', 'label'), ('train kto --batch-size 1', '--batch-size', 'another row'), ('train dpo --desirable-weight 2', '--desirable-weight means nothing to dpo'), ('train kto --undesirable-weight -1', '--undesirable-weight'), ('train kto --rounds 2', '--rounds means nothing to kto')]: bad(line, *said)
 
+def test_compare():
+    line = 'compare --methods dpo --seeds 1 --workers 1 --out race'
+    r = command(line + ' --json'); assert r.exit_code == 0, r.stderr
+    found = json.loads(r.stdout); assert [x['method'] for x in found['rows']] == ['start', 'dpo'] and found['table'][0]['gold']['n'] > 8 and found['failed'] == []
+    row = Path('race/rows/dpo-0.json'); before = row.stat().st_mtime_ns
+    r = command(line); assert r.exit_code == 0 and '| DPO | pairs, by annotators | 1 |' in r.stdout and 'race/report.html' in r.stdout and row.stat().st_mtime_ns == before
+    for line, *said in [('compare --methods dpo,telepathy', 'telepathy', 'best_of_n'), ('compare --lab casino', 'casino', 'helpdesk'), ('compare --lab pairs', 'needs a file'), ('compare --seeds 0', '--seeds'), ('compare --budget lesson --methods dpo --out race', 'another comparison', 'was smoke')]: bad(line, *said)
+
 def test_judges_wrong_use(monkeypatch):
     for name in ('OPENAI_API_KEY', 'OPENAI_BASE_URL'): monkeypatch.delenv(name, raising=False)
     jsonl('pairs.jsonl', [dict(prompt=f'q{i}', chosen='a', rejected='b') for i in range(3)])
