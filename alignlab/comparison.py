@@ -207,7 +207,9 @@ def _trial(plan, t, method, i):
 def _job(plan, folder, kind, name, seed, more=None):
     "Do one piece of work and keep its row, whole or not at all; what is there already is read"
     path = Path(folder) / kind / f"{name}-{seed if kind == 'rows' else more}.json"
-    if path.exists(): return json.loads(path.read_text())
+    if path.exists():
+        row = json.loads(path.read_text())
+        if kind != "rows" or name not in METHODS or row["settings"] == more: return row      # else made before the settings changed
     t = _task(plan, seed, Path(folder) / "shared")
     if kind == "shared": return getattr(t, name) and None
     row = _trial(plan, t, name, more) if kind == "trials" else _start_row(plan, t) if name == "start" else _best_of(plan, t) if name == "best_of_n" else _trained(plan, t, name, more)

@@ -109,6 +109,11 @@ def test_what_fails_is_reported_and_done_when_run_again(quick, tmp_path):
     second = run()
     assert second["failed"] == [] and len(second["rows"]) == 6 and timeless(second["rows"])[:5] == timeless(first["rows"])
 
+def test_rows_of_other_settings_are_made_again(quick, tmp_path):
+    run = lambda **settings: comparison._job(Plan.of("helpdesk", "smoke"), tmp_path, "rows", "dpo", 0, settings)
+    first = run(lr=1e-4); again = run(lr=1e-4); other = run(lr=3e-4)
+    assert first == again and other["settings"] == dict(lr=3e-4) and run(lr=3e-4) == other
+
 def test_folders_of_another_comparison_are_refused(quick, tmp_path):
     comparison._begin(tmp_path, Plan.of("helpdesk", "lesson"))
     with pytest.raises(ValueError, match="another comparison: budget was lesson, now smoke"): compare(methods=["dpo"], seeds=1, budget="smoke", out=tmp_path)
