@@ -88,6 +88,13 @@ def test_kto_on_hh(smollm2, shared_data, tmp_path, monkeypatch):
     history = [json.loads(line) for line in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
     assert len(history) == 2 and history[0]['loss'] == pytest.approx(.5, abs=2e-3) and found['labels'] == 4 and '2 thumbs up and 2 down' in said
 
+def test_kto_on_constraints(smollm2, tmp_path, monkeypatch):
+    "Thumbs of the lab's own annotators on the model's own answers."
+    monkeypatch.chdir(tmp_path)
+    found, said = command('train', 'kto', '--lab', 'constraints', '--n-eval', 4, '--out', 'run')
+    thumbs = [json.loads(line) for line in (tmp_path/'run'/'data.jsonl').read_text().splitlines()]
+    assert len(thumbs) == found['labels'] == 4 and f"{sum(r['label'] for r in thumbs)} thumbs up" in said and 'attributes.word' in _flat(found['report'])
+
 def test_grpo_on_constraints(smollm2, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found, _ = command('train', 'grpo', '--lab', 'constraints', '--reward', 'gold', '--n-eval', 4, '--out', 'run')
