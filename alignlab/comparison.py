@@ -85,7 +85,7 @@ class Task:
     @cached_property
     def reward(self):
         "The run that fitted a reward model to the pairs"
-        args = RewardArgs(lr=1e-3, batch_size=min(32, len(self.pairs)), steps=max(8, len(self.pairs) // 32), seed=self.seed, max_new_tokens=self.lab.max_new_tokens)
+        args = RewardArgs(lr=1e-3, batch_size=min(32, len(self.pairs)), steps=max(8, self.labels // 32), seed=self.seed, max_new_tokens=self.lab.max_new_tokens)
         folder = self.folder / f"reward-{self.seed}"
         run = train_reward(self.start, self.pairs, args, out=folder, resume=folder.exists())
         run.policy.model.requires_grad_(False)

@@ -1,28 +1,76 @@
-"""Make the record of the comparison: twelve trials of each method, then all methods for some seeds at the settings that won.
+"""Make the record of the comparison: twelve trials of each method, all methods for some seeds at the settings that won, and what changes the order.
 
-    python benchmarks/comparison_records.py [--seeds 10] [--workers N] [--tune-only]
+    python benchmarks/comparison_records.py tune                            first: the trials
+    python benchmarks/comparison_records.py factors [--share i/n]           fewer labels, flipped ones, other people's answers, few thumbs up
+    python benchmarks/comparison_records.py helpdesk [--seeds 10] [--workers N]     the race itself (as `alignlab compare --tune` runs it), and the record
 
-What `alignlab compare --tune` does, kept under runs/records/comparison as it goes, and shipped. Interrupted, it goes on where it was.
+Kept under runs/records/comparison as it goes; interrupted, it goes on where it was.
 """
 import argparse
+import random
 import warnings
+from functools import cached_property
 
 import records
+import torch
+from records import SHARE, cell
 
-from alignlab.comparison import METHODS, Plan, compare, tune
+from alignlab.comparison import METHODS, Plan, Task, _trained, compare, picked, tune
+from alignlab.helpdesk import Annotator, respond
+from alignlab.labs import open_lab
 from alignlab.training import write_record
 
-FOLDER = records.DONE / "comparison"
+FOLDER, say = records.DONE / "comparison", lambda line: print(line, flush=True)
+CHANGES = ("flipped labels", "160 labels", "640 labels", "others' answers", "1 up for 10 down")
+FEEDBACK = "rlhf", "dpo", "kto"                       # those that learn from people's labels
+
+class Changed(Task):
+    "A task of which one thing is different"
+    def __init__(self, change, seed, plan):
+        super().__init__(open_lab("helpdesk", annotator=Annotator(seed=seed, flip=.3 if change == "flipped labels" else 0.)), seed, plan.completions, FOLDER / "changed" / change.replace(" ", "_"))
+        self.change, self.some = change, int(change.split()[0]) if change in ("160 labels", "640 labels") else None
+    def others(self, n):
+        "Answers of a good author and of a flawed one, at random"
+        rng, prompts = random.Random(self.seed), self.lab.prompts("train", self.labels, self.seed)
+        return prompts, *([respond(p, rng.choice(("good", "flawed")), rng.randrange(10**6)) for p in prompts] for _ in range(n))
+    def compared(self):
+        prompts, first, second = self.others(2)
+        better = self.lab.annotator.label(prompts, first, second, self.seed).tolist()
+        return [dict(prompt=p, chosen=a if w else b, rejected=b if w else a) for p, a, b, w in zip(prompts, first, second, better) if a != b]
+    def thumbed(self):
+        prompts, said = self.others(1)
+        return [dict(prompt=p, completion=c, label=l) for p, c, l in zip(prompts, said, self.lab.annotator.thumbs(prompts, said, seed=self.seed).tolist())]
+    def few_ups(self):
+        up, down = ([r for r in self.lab.thumbs(2 * self.labels, self.seed) if r["label"] == side] for side in (True, False))
+        rows = up[:self.labels // 11] + down[:self.labels * 10 // 11]
+        return random.Random(self.seed).sample(rows, len(rows))
+    @cached_property
+    def pairs(self): return self._kept("pairs", self.compared) if self.change == "others' answers" else super().pairs[:self.some]
+    @cached_property
+    def thumbs(self):
+        make = {"others' answers": self.thumbed, "1 up for 10 down": self.few_ups}.get(self.change)
+        return self._kept("thumbs", make) if make else super().thumbs[:self.some]
+
+def factors(plan, seeds):
+    "Rows of the methods that learn from people's labels, under each change; settings as picked for the race"
+    settings, rows = picked(tune(plan, list(METHODS), FOLDER, 1, lambda line: None)), []
+    for change in CHANGES:
+        for m in ("kto",) if change == "1 up for 10 down" else FEEDBACK:
+            for seed in range(seeds):                 # innermost: so shares are of equal cost
+                def made(): t = Changed(change, seed, plan); return _trained(plan, t, m, settings[m]) | dict(change=change)
+                rows.append(cell(f"comparison/changed-{change}-{m}-{seed}".replace(" ", "_").replace("'", ""), made))
+    return rows
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seeds", type=int, default=10); p.add_argument("--workers", type=int, default=2); p.add_argument("--tune-only", action="store_true")
-    args = p.parse_args()
+    p.add_argument("what", choices=["tune", "factors", "helpdesk"]); p.add_argument("--seeds", type=int, default=10); p.add_argument("--workers", type=int, default=2); p.add_argument("--share")
+    args, plan = p.parse_args(), Plan.of("helpdesk", "lesson")
     warnings.simplefilter("ignore")
-    say = lambda line: print(line, flush=True)
-    if args.tune_only: raise SystemExit(tune(Plan.of("helpdesk", "lesson"), list(METHODS), FOLDER, args.workers, say) and None)
-    found = compare(seeds=args.seeds, budget="lesson", out=FOLDER, trials=True, workers=args.workers, say=say)
-    if found["failed"]: raise SystemExit(f"failed: {found['failed']}")
-    plan = found["plan"]
-    rows = [dict(r, each=dict(gold=[round(v, 3) for v in r["each"]["gold"]])) for r in found["rows"]]
-    write_record(records.ROOT / "helpdesk" / "comparison.json", "helpdesk", "comparison", rows, world=plan["world"], start=plan["start"], budget=plan["budget"], plan=plan, settings=found["settings"], trials=found["trials"])
+    if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
+    if args.what == "tune": tune(plan, list(METHODS), FOLDER, args.workers, say)
+    if args.what == "factors": factors(plan, 5)
+    if args.what == "helpdesk":
+        found = compare(seeds=args.seeds, budget="lesson", out=FOLDER, trials=True, workers=args.workers, say=say)
+        if found["failed"]: raise SystemExit(f"failed: {found['failed']}")
+        lean = lambda r: dict(r, each=dict(gold=[round(v, 3) for v in r["each"]["gold"]]))
+        write_record(records.ROOT / "helpdesk" / "comparison.json", "helpdesk", "comparison", list(map(lean, found["rows"] + factors(plan, 5))), world=plan.world, start=plan.start, budget=plan.budget, plan=found["plan"], settings=found["settings"], trials=found["trials"])

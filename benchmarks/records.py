@@ -36,8 +36,8 @@ def cell(name, make):
         row = make(); path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part"); part.write_text(json.dumps(row)); part.replace(path)
     row = json.loads(path.read_text())
-    print(name, {k: (round(row["start"][k]["mean"], 3), round(row["report"][k]["mean"], 3)) for k in ("gold", "kl", "preference_accuracy", "ranking_accuracy") if k in row["report"]},
-          f"{row['costs']['seconds']:.0f} s", flush=True)
+    means = {k: [round(report[k]["mean"], 3) for report in (row["start"], row["report"]) if report and k in report] for k in ("gold", "kl", "preference_accuracy", "ranking_accuracy")}
+    print(name, {k: v for k, v in means.items() if v}, f"{row['costs']['seconds']:.0f} s", flush=True)
     return row
 
 @cache
