@@ -412,7 +412,7 @@ def summary(result: dict) -> list:
         skills = {k: _by_seed(rows, m, f"skills.{k}") for k in next(iter(r["report"].get("skills", {}) for r in rows if r["method"] == m))}
         lost = [np.mean([v[s] - _by_seed(rows, "start", f"skills.{k}")[s] for k, v in skills.items()]) for s in mine] if skills else []
         costs = [r["costs"] for r in rows if r["method"] == m]
-        out.append(dict(method=m, title=METHODS[m].title if m in METHODS else "best of 16, by the reward model", feedback=METHODS[m].feedback if m in METHODS else "pairs, by annotators", seeds=len(mine),
+        out.append(dict(method=m, title=METHODS[m].title if m in METHODS else "best of 16", feedback=METHODS[m].feedback if m in METHODS else "pairs, by annotators, through the reward model", seeds=len(mine),
             settings=result["settings"].get(m), **{k: e for k in _SHOWN if (e := _shown(rows, m, k))}, gain=over_seeds(d) if len(d := differences(rows, m, "start", key)) > 1 else None, tax=_over(lost),
             share_of_rlhf=fieller(gains(mine, common), gains(rlhf, common)) if len(common) > 1 else None, share_of_attainable=_over(reach),
             versus_rlhf=versus_rlhf.get(m), versus_start=versus_start.get(m), **{k: float(np.mean([c[k] for c in costs])) for k in costs[0]}))
@@ -491,7 +491,7 @@ def plot_spending(result: dict, ax=None):
     ax, best = ax or plt.subplots(figsize=(6.5, 3.6))[1], _attainable(result["plan"]["lab"])
     for i, m in enumerate(dict.fromkeys(r["method"] for r in result["rows"] if r["method"] != "start")):
         xs, ys = (list(_by_seed(result["rows"], m, k).values()) for k in ("kl", "gold"))
-        ax.plot(xs, ys, "o", ms=3, alpha=.4, color=f"C{i % 7}"); ax.plot(np.mean(xs), np.mean(ys), "osD^"[i // 7 % 4], ms=7, color=f"C{i % 7}", label=METHODS[m].title if m in METHODS else "best of 16")
+        ax.plot(xs, ys, "o", ms=3, alpha=.4, color=f"C{i % 6}"); ax.plot(np.mean(xs), np.mean(ys), "osD^"[i // 6 % 4], ms=7, color=f"C{i % 6}", label=METHODS[m].title if m in METHODS else "best of 16")
     if best:
         start = np.mean(list(_by_seed(result["rows"], "start", "gold").values())); x = np.linspace(0, 3, 40)
         ax.plot(x, [best(k, start) for k in x], color="0.5", ls="--", lw=1)
@@ -516,7 +516,8 @@ _STYLE = """:root{color-scheme:light dark;--ink:#1b1b1b;--soft:#666;--line:#d8d8
 @media(prefers-color-scheme:dark){:root{--ink:#e8e8e8;--soft:#a0a0a0;--line:#3a3a3a;--paper:#161616;--yes:#5cc8a0;--no:#f1808a}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:0 auto;padding:1rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:600}img{max-width:100%;height:auto}small,.soft{color:var(--soft)}.yes{color:var(--yes)}.no{color:var(--no)}h1{line-height:1.2}"""
+td{white-space:nowrap}td:nth-child(2),td:last-child{white-space:normal;min-width:9rem}td:first-child,th:first-child{position:sticky;left:0;background:var(--paper)}
+th{color:var(--soft);font-weight:600}figure{margin:1rem 0}img{max-width:100%;height:auto}small,.soft{color:var(--soft)}.yes{color:var(--yes)}.no{color:var(--no)}h1{line-height:1.2}"""
 
 _RESULTS = dict(title="method", feedback="learns from", seeds="seeds", gold="gold", gain="gained", share_of_rlhf="share of RLHF's gain", share_of_attainable="share of what its nats could buy", win_rate="win rate", length_controlled_win_rate="at equal length",
     preference_accuracy="preference accuracy", kl="KL, nats", length="tokens", tax="base skills", versus_rlhf="against RLHF")
@@ -538,6 +539,10 @@ def markdown(rows: list) -> str:
     def table(head, lines): return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *lines))
     return table(*_lines(rows, _RESULTS)) + "\n" + table(*_lines(rows, _COSTS))
 
+_LEGEND = """<b>Gold</b>: the lab's true reward, which no method sees. <b>Share of RLHF's gain</b>: Fieller's interval, undefined where RLHF itself gained nothing that can be told from 0.
+<b>Share of what its nats could buy</b>: gain over that of the best policy at the same KL. <b>Win rate</b>: against the start; <b>at equal length</b>: with length taken out. <b>KL</b>: from the start, a response.
+<b>Base skills</b>: mean change of what the start could do before (facts, judging, criticising, revising). <b>Against RLHF</b>: difference in gold, p-values corrected for their number; a tie lies within ± .05."""
+
 def report_html(result: dict) -> str:
     "The whole comparison as one page that needs nothing else."
     import html
@@ -551,8 +556,14 @@ def report_html(result: dict) -> str:
         return f'<figure><img alt="{html.escape(title)}" src="{uri}"><figcaption class="soft">{html.escape(title)}</figcaption></figure>'
     parts = [f"<h1>Alignment methods, measured on {html.escape(plan['lab'])}</h1>",
         f'<p class="soft">Budget {plan["budget"]}: each method learns from {plan["completions"]:,} completions. Reports read {plan["prompts"]} held-out prompts. Intervals are 95%, over seeds where there are several.</p>']
+    if "gold" in rows[0]:
+        top = max(rows, key=lambda r: r["gold"].mean)
+        groups = {}
+        for r in rows:
+            if r["versus_rlhf"]: groups.setdefault(r["versus_rlhf"][2], []).append(r["title"])
+        parts.append(f"<p>Most gold: <b>{html.escape(top['title'])}</b>, {top['gold']} (gained {top['gain']}), from {html.escape(top['feedback'])}." + (" Against RLHF: " + "; ".join(f"<b>{v}</b>: {html.escape(', '.join(g))}" for v, g in groups.items()) + "." if groups else "") + "</p>")
     if result["failed"]: parts.append("<h2>Failed</h2>" + table(("method", "seed", "why"), [[str(f[k]) for k in ("method", "seed", "error")] for f in result["failed"]]))
-    parts += ["<h2>Results</h2>", table(*_lines(rows, _RESULTS))]
+    parts += ["<h2>Results</h2>", table(*_lines(rows, _RESULTS)), f"<p class=soft>{_LEGEND}</p>"]
     if "gold" in rows[0]: parts += [picture(plot_gold, "Gold by method: seeds as dots, the mean with its interval"), picture(plot_spending, "Gold against KL: what each method buys for its nats")]
     if result["rows"][0]["report"].get("attributes"): parts.append(picture(plot_profile, "Attributes, minus the start's"))
     parts += ["<h2>Costs</h2>", table(*_lines(rows, _COSTS)), "<h2>The card, cell by cell</h2>", table(("row", "column", "quoted", "verdict", "why"), [[v[k] for k in ("row", "column", "quoted", "verdict", "why")] for v in card_verdicts(rows)])]
