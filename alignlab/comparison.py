@@ -447,7 +447,7 @@ def _said_of_complexity(quoted, row, rows):
 def _said_of_data(quoted, row):
     "(verdict, why) of a least amount of data"
     gain = row["versus_start"]
-    if row["method"] == "spin": return NO, f"it needs answers, not prompts alone: here demonstrations by a good author"
+    if row["method"] == "spin": return NO, f"it needs answers, not prompts alone: here {row['demonstrations']:,.0f} demonstrations"
     if row["method"] == "rl_cai": return UNTESTED, "no labels for these principles; but the start was trained to criticise and to revise"
     found = f"{max(row['labels'], row['judge_calls'] / 2):,.0f} gave a gain of {gain[0]}"
     return (NO if gain[2] == "better" else UNTESTED), found + ("" if gain[2] == "better" else ": no gain to speak of")

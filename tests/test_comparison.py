@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from alignlab import comparison
-from alignlab.comparison import METHODS, Contestant, Plan, against, card_verdicts, compare, differences, drawn, fieller, holm, markdown, picked, report_html, save_report, summary
-from alignlab.evaluation import Estimate
+from alignlab.comparison import METHODS, Contestant, Plan, against, card_verdicts, compare, differences, drawn, fieller, holm, markdown, picked, save_report, summary
 
 numbers = st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=3, max_size=12)
 
@@ -49,7 +48,7 @@ def test_annotators_pick_and_gold_has_no_say():
 
 def row(method, seed, gold, kl=1., **more):
     e = lambda v: dict(mean=v, low=v - .1, high=v + .1, n=8)
-    costs = dict(seconds=10., tokens_trained=5, tokens_generated=0, labels=100, judge_calls=0, models_in_memory=1)
+    costs = dict(seconds=10., tokens_trained=5, tokens_generated=0, labels=100, demonstrations=0, judge_calls=0, models_in_memory=1)
     return dict(method=method, seed=seed, settings={}, costs={} if method == "start" else costs, report=dict(gold=e(gold), win_rate=e(.6), kl=e(kl), length=e(30.)), each=dict(gold=[gold, gold + .2, gold - .1]),
                 samples=[dict(prompt="<b>who</b> ?", completion="<script>x</script>", gold=gold)], history=[]) | more
 
