@@ -617,7 +617,7 @@ def evaluate(
 # %% ../nbs/32_cli.ipynb #b16b90ed
 @app.command()
 def compare(
-    lab: Annotated[str, _opt("helpdesk, sentiment or constraints.")] = "helpdesk",
+    lab: Annotated[str, _opt("helpdesk, so far.")] = "helpdesk",
     methods: Annotated[str, _opt("all, or names with commas between them.")] = "all",
     seeds: Annotated[int, _opt("0, 1, … so many: a seed fixes prompts, labels and training for all methods alike.", min=1)] = 5,
     budget: Annotated[str | None, _opt("smoke, lesson or full; else what ALIGNLAB_BUDGET says.")] = None,
@@ -631,12 +631,11 @@ def compare(
         from alignlab import comparison
         from alignlab.training import budget as named
         folder = Path(out) if out else _out_root() / f"compare-{lab}-{named(budget).name}"
-        names = comparison.ALL if methods == "all" else [m.strip() for m in methods.split(",")]
+        names = list(comparison.METHODS) if methods == "all" else [m.strip() for m in methods.split(",")]
         result = comparison.compare(lab, names, seeds, budget, folder, tune, workers, _say)
-        page = comparison.save_report(result, folder)
-    rows = comparison.summary(result)
-    if as_json: _print_json(json.loads((folder / "report.json").read_text()))
-    else: print(comparison.markdown(rows), f"the report: {page.as_posix()}", sep="\n")
+        found = comparison.save_report(result, folder)
+    if as_json: _print_json(found)
+    else: print((folder / "report.md").read_text(), f"the report: {(folder / 'report.html').as_posix()}", sep="\n")
     if result["failed"]: raise typer.Exit(1)
 
 # %% ../nbs/32_cli.ipynb #3d6cb2fd
@@ -669,7 +668,7 @@ def _judge_pairs(file, name, model, base_url, n, seed, server, out):
     from alignlab.judges import GoldJudge, label_quality, reliability
     from alignlab.models import load_policy
     q, gold = _pairs_to_judge(file, n, seed)
-    if name == "gold" and gold is None: raise ValueError(f"--judge gold: these are no prompts of helpdesk, and nobody knows their true reward")
+    if name == "gold" and gold is None: raise ValueError("--judge gold: these are no prompts of helpdesk, and nobody knows their true reward")
     j = _open_judge(name, model, base_url, lambda: load_policy(model or "helpdesk-sft"), lambda: gold, **server)
     if name == "api":
         e = j.estimate(*q[:3])

@@ -9,13 +9,12 @@ Kept under runs/records/comparison as it goes; interrupted, it goes on where it 
 import argparse
 import random
 import warnings
-from functools import cached_property
 
 import records
 import torch
 from records import SHARE, cell
 
-from alignlab.comparison import METHODS, Plan, Task, _trained, compare, picked, tune
+from alignlab.comparison import METHODS, Plan, Task, _row, compare, picked, tune
 from alignlab.helpdesk import Annotator, respond
 from alignlab.labs import open_lab
 from alignlab.training import write_record
@@ -28,7 +27,9 @@ class Changed(Task):
     "A task of which one thing is different"
     def __init__(self, change, seed, plan):
         super().__init__(open_lab("helpdesk", annotator=Annotator(seed=seed, flip=.3 if change == "flipped labels" else 0.)), seed, plan.completions, FOLDER / "changed" / change.replace(" ", "_"))
-        self.change, self.some = change, int(change.split()[0]) if change in ("160 labels", "640 labels") else None
+        if change in ("160 labels", "640 labels"): self.labels = int(change.split()[0])
+        self.instead = {"others' answers": dict(pairs=self.compared, thumbs=self.thumbed), "1 up for 10 down": dict(thumbs=self.few_ups)}.get(change, {})
+    def kept(self, name, make): return super().kept(name, self.instead.get(name, make))
     def others(self, n):
         "Answers of a good author and of a flawed one, at random"
         rng, prompts = random.Random(self.seed), self.lab.prompts("train", self.labels, self.seed)
@@ -44,20 +45,14 @@ class Changed(Task):
         up, down = ([r for r in self.lab.thumbs(2 * self.labels, self.seed) if r["label"] == side] for side in (True, False))
         rows = up[:self.labels // 11] + down[:self.labels * 10 // 11]
         return random.Random(self.seed).sample(rows, len(rows))
-    @cached_property
-    def pairs(self): return self._kept("pairs", self.compared) if self.change == "others' answers" else super().pairs[:self.some]
-    @cached_property
-    def thumbs(self):
-        make = {"others' answers": self.thumbed, "1 up for 10 down": self.few_ups}.get(self.change)
-        return self._kept("thumbs", make) if make else super().thumbs[:self.some]
 
 def factors(plan, seeds):
     "Rows of the methods that learn from people's labels, under each change; settings as picked for the race"
-    settings, rows = picked(tune(plan, list(METHODS), FOLDER, 1, lambda line: None)), []
+    settings, rows = picked(tune(plan, list(METHODS), FOLDER, 1, lambda line: None)[0]), []
     for change in CHANGES:
         for m in ("kto",) if change == "1 up for 10 down" else FEEDBACK:
             for seed in range(seeds):                 # innermost: so shares are of equal cost
-                def made(): t = Changed(change, seed, plan); return _trained(plan, t, m, settings[m]) | dict(change=change)
+                def made(): t = Changed(change, seed, plan); return _row(plan, t, m, settings[m]) | dict(change=change)
                 rows.append(cell(f"comparison/changed-{change}-{m}-{seed}".replace(" ", "_").replace("'", ""), made))
     return rows
 
@@ -70,7 +65,7 @@ if __name__ == "__main__":
     if args.what == "tune": tune(plan, list(METHODS), FOLDER, args.workers, say)
     if args.what == "factors": factors(plan, 5)
     if args.what == "helpdesk":
-        found = compare(seeds=args.seeds, budget="lesson", out=FOLDER, trials=True, workers=args.workers, say=say)
+        found = compare(seeds=args.seeds, budget="lesson", out=FOLDER, retune=True, workers=args.workers, say=say)
         if found["failed"]: raise SystemExit(f"failed: {found['failed']}")
         lean = lambda r: dict(r, each=dict(gold=[round(v, 3) for v in r["each"]["gold"]]))
         write_record(records.ROOT / "helpdesk" / "comparison.json", "helpdesk", "comparison", list(map(lean, found["rows"] + factors(plan, 5))), world=plan.world, start=plan.start, budget=plan.budget, plan=found["plan"], settings=found["settings"], trials=found["trials"])

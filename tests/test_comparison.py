@@ -1,6 +1,11 @@
 "The comparison: its statistics, and what it promises when something goes wrong."
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from alignlab import comparison
-from alignlab.comparison import METHODS, Contestant, Plan, against, card_verdicts, compare, differences, drawn, fieller, holm, markdown, picked, save_report, summary
+from alignlab.comparison import METHODS, Contestant, Plan, against, card_verdicts, compare, differences, drawn, fieller, holm, markdown, save_report, summary, tune
 
 numbers = st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=3, max_size=12)
 
@@ -39,22 +44,19 @@ def test_holm(ps):
 def test_trials_are_the_same_for_everybody_and_stay_in_their_space():
     for m, c in METHODS.items():
         trials = [drawn(m, i) for i in range(12)]
-        assert trials == [drawn(m, i) for i in range(12)] and len({str(t) for t in trials}) == 12
+        assert trials == [drawn(m, i) for i in range(12)] and len({str(t) for t in trials}) == (12 if c.space else 1)
         assert all(low <= t[k] <= high for t in trials for k, (low, high) in c.space.items())
-
-def test_annotators_pick_and_gold_has_no_say():
-    trials = [dict(method="dpo", trial=i, settings=dict(lr=i), win_rate=w, gold=g) for i, (w, g) in enumerate([(.5, .9), (.7, .1), (.7, .8)])]
-    assert picked(trials) == picked(trials[::-1]) == {"dpo": dict(lr=1)}
 
 def row(method, seed, gold, kl=1., **more):
     e = lambda v: dict(mean=v, low=v - .1, high=v + .1, n=8)
     costs = dict(seconds=10., tokens_trained=5, tokens_generated=0, labels=100, demonstrations=0, judge_calls=0, models_in_memory=1)
-    return dict(method=method, seed=seed, settings={}, costs={} if method == "start" else costs, report=dict(gold=e(gold), win_rate=e(.6), kl=e(kl), length=e(30.)), each=dict(gold=[gold, gold + .2, gold - .1]),
+    report = dict(gold=e(gold), win_rate=e(.6), length_controlled_win_rate=e(.6), kl=e(kl), length=e(30.), end_rate=e(1.), attributes=dict(helpful=e(gold)), skills=dict(judge=e(.9)))
+    return dict(method=method, seed=seed, settings={}, costs={} if method == "start" else costs, report=report, each=dict(gold=[gold, gold + .2, gold - .1]),
                 samples=[dict(prompt="<b>who</b> ?", completion="<script>x</script>", gold=gold)], history=[]) | more
 
 def result(**golds):
     rows = [row("start", s, -.3) for s in range(4)] + [row(m, s, g) for m, gs in golds.items() for s, g in enumerate(gs)]
-    return dict(plan=dict(lab="nowhere", budget="smoke", completions=128, prompts=8), settings={}, trials=[], rows=rows, failed=[])
+    return dict(plan=dict(lab="helpdesk", budget="smoke", completions=128, prompts=8), settings={}, trials=[], rows=rows, failed=[])
 
 def test_differences_are_taken_seed_by_seed_and_of_one_seed_prompt_by_prompt():
     r = result(dpo=[.1, .3, .2, .4], kto=[.0, .2, .1, .3])["rows"]
@@ -75,10 +77,23 @@ def test_shares_are_undefined_where_rlhf_gained_nothing():
     assert said["Performance"]["verdict"] == "not testable here"
     assert {v["column"]: v for v in card_verdicts([won["rlhf"], won["dpo"]]) if v["row"] == "DPO"}["Performance"]["verdict"] == "contradicted here"
 
+def test_the_cards_cells_are_read_off_the_rows():
+    rows = {r["method"]: r for r in summary(result(rlhf=[.7, .72, .69, .7], rlaif=[.2, .21, .2, .19], spin=[.2, .3, .2, .3]))}
+    said = lambda: {(v["row"], v["column"]): v["verdict"] for v in card_verdicts(list(rows.values()))}
+    assert said()["RLHF", "Feedback Type"] == "supported here" and said()["RLAIF", "Feedback Type"] == "contradicted here" and said()["RLHF", "Data Requirements"] == "contradicted here"
+    rows["rlaif"] |= dict(labels=0, judge_calls=200); rows["rlhf"] |= dict(labels=60_000, seconds=5.); rows["spin"] |= dict(labels=0, demonstrations=0)
+    assert said()["RLAIF", "Feedback Type"] == said()["SPIN", "Feedback Type"] == "supported here" and said()["RLHF", "Data Requirements"] == "not testable here" and said()["RLHF", "Training Complexity"] == "contradicted here"
+    rows["spin"]["demonstrations"] = 5; assert said()["SPIN", "Feedback Type"] == said()["SPIN", "Data Requirements"] == "contradicted here"
+
+def test_a_seed_whose_start_failed_is_left_out_and_nothing_at_all_is_an_error():
+    r = result(dpo=[.1, .2, .3, .4]); r["rows"] = [x for x in r["rows"] if (x["method"], x["seed"]) != ("start", 3)]
+    assert summary(r)[0]["seeds"] == 3 and summary(r)[0]["gold"].mean == pytest.approx(.2)
+    with pytest.raises(RuntimeError, match="no run came through: ValueError: x"): summary(r | dict(rows=[], failed=[dict(method="dpo", seed=0, error="ValueError: x")]))
+
 def test_the_page_stands_alone_and_lets_nothing_in(tmp_path):
     r = result(rlhf=[.1, .2, .1, .2], dpo=[.1, .2, .1, .2]) | dict(failed=[dict(method="kto", seed=0, error="<i>boom</i>")])
-    page = save_report(r, tmp_path).read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page and "<i>boom" not in page and "http" not in page.replace("http-equiv", "") and page.count("data:image/png") == 2
+    save_report(r, tmp_path); page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page and "<i>boom" not in page and "http" not in page.replace("http-equiv", "") and page.count("data:image/png") == 3
     assert json.loads((tmp_path / "report.json").read_text())["table"][0]["method"] == "rlhf" and "NaN" not in (tmp_path / "report.json").read_text() and (tmp_path / "report.md").read_text() == markdown(summary(r))
 
 @pytest.fixture
@@ -88,12 +103,12 @@ def quick(monkeypatch):
     from alignlab.labs import HelpdeskLab
     whole = HelpdeskLab.evaluate
     monkeypatch.setattr(HelpdeskLab, "evaluate", lambda self, policy, n=None, seed=0: whole(self, policy, n=8, seed=seed, skills=False))
-    def once(t, **s): return train_dpo(t.start, t.pairs[:8], DPOArgs(steps=1, batch_size=4, seed=t.seed))
+    def once(t, **s): return train_dpo(t.start, comparison._pairs(t)[:8], DPOArgs(steps=1, batch_size=4, seed=t.seed))
     def fails(t, **s):
         if t.seed == 1 and not fails.mended: raise RuntimeError("no room")
         return once(t)
     fails.mended = False
-    monkeypatch.setattr(comparison, "METHODS", dict(dpo=Contestant("DPO", "pairs", once, {}), kto=Contestant("KTO", "thumbs", fails, {})))
+    monkeypatch.setattr(comparison, "METHODS", dict(dpo=Contestant("DPO", "pairs", comparison._pairs, once, dict(lr=(1e-4, 1e-3))), kto=Contestant("KTO", "thumbs", comparison._pairs, fails, {})))
     return fails
 
 def timeless(rows): return [{k: v for k, v in r.items() if k not in ("costs", "history")} for r in rows]
@@ -113,9 +128,39 @@ def test_rows_of_other_settings_are_made_again(quick, tmp_path):
     first = run(lr=1e-4); again = run(lr=1e-4); other = run(lr=3e-4)
     assert first == again and other["settings"] == dict(lr=3e-4) and run(lr=3e-4) == other
 
+def test_trials_go_on_where_they_were(quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "_TRIALS", 3)
+    run = lambda: tune(Plan.of("helpdesk", "smoke"), ["dpo", "kto"], tmp_path, say=lambda line: None)
+    first, failed = run(); assert not failed and [(t["method"], t["trial"], t["settings"]) for t in first] == [("dpo", i, drawn("dpo", i)) for i in range(3)]           # kto has nothing to tune
+    (tmp_path / "trials" / "dpo-1.json").unlink(); times = lambda: {p.name: p.stat().st_mtime_ns for p in (tmp_path / "trials").iterdir()}
+    kept = times(); second, _ = run()
+    assert {k: v for k, v in times().items() if k in kept} == kept and [{**t, "seconds": 0} for t in second] == [{**t, "seconds": 0} for t in first]
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
+def test_killed_anywhere_it_leaves_no_process_and_goes_on(tmp_path):
+    line = [sys.executable, "-m", "alignlab", "compare", "--methods", "dpo", "--seeds", "2", "--workers", "2", "--budget", "smoke", "--out", "race", "--json"]
+    def environ(p):
+        try: return open(f"/proc/{p}/environ", "rb").read()
+        except OSError: return b""                                              # somebody else's, or gone by now
+    def alive(): return [p for p in os.listdir("/proc") if p.isdigit() and f"ALIGNLAB_TEST={tmp_path}".encode() in environ(p)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ALIGNLAB_TEST": str(tmp_path)}
+    process, rows = subprocess.Popen(line, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), tmp_path / "race" / "rows"
+    until = time.monotonic() + 240
+    while not (rows.is_dir() and list(rows.glob("*.json"))) and time.monotonic() < until: time.sleep(.05)
+    assert len(alive()) >= 3                                                    # itself and two workers
+    process.send_signal(signal.SIGKILL); process.wait()
+    while alive() and time.monotonic() < until: time.sleep(.1)
+    assert not alive()
+    before = {p.name: p.read_text() for p in rows.glob("*.json")}; assert 1 <= len(before) < 4
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["failed"] == [] and [(r["method"], r["seed"]) for r in found["rows"]] == [("start", 0), ("start", 1), ("dpo", 0), ("dpo", 1)] and all((rows / k).read_text() == v for k, v in before.items())
+
 def test_folders_of_another_comparison_are_refused(quick, tmp_path):
     comparison._begin(tmp_path, Plan.of("helpdesk", "lesson"))
     with pytest.raises(ValueError, match="another comparison: budget was lesson, now smoke"): compare(methods=["dpo"], seeds=1, budget="smoke", out=tmp_path)
     with pytest.raises(ValueError, match="unknown methods telepathy"): compare(methods=["telepathy"], out=tmp_path / "new")
+    with pytest.raises(ValueError, match="runs on helpdesk so far"): compare(lab="constraints", methods=["dpo"], out=tmp_path / "new")
     with pytest.raises(ValueError, match="seeds must be at least 1"): compare(methods=["dpo"], seeds=0, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
