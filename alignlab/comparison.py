@@ -205,11 +205,12 @@ def _report(plan, t, policy):
     return dict(report=r.to_dict(), each={k: [round(v, 4) for v in r.scores[k].mean(1).tolist()] for k in ("gold", "win_rate")},
                 samples=[{k: s[k] for k in ("prompt", "completion", "gold")} for s in r.samples[:4]])
 
-def _row(plan, t, method, settings):
-    "The row of a method, or of the start"
+def _row(plan, t, method, settings, keep=None):
+    "The row of a method, or of the start; the policy is saved in folder `keep`"
     if method == "start": return dict(method="start", seed=t.seed, args={}, settings={}, costs={}, start=None, history=[], **_report(plan, t, t.start))
     c = METHODS[method]
     run = c.train(t, **settings)
+    if keep and not isinstance(run.policy, _BestOf): run.policy.save(keep)
     row = run.row(method, keep=16) | dict(settings=settings, **_report(plan, t, run.policy))
     row["costs"]["demonstrations"] = len(_demonstrations(t)) if c.needs is _demonstrations else 0
     return row
@@ -233,7 +234,7 @@ def _job(plan, folder, kind, method, seed, more=None):
     if path.exists():
         row = json.loads(path.read_text())
         if kind == "trials" or row["settings"] == more: return row
-    row = (_trial if kind == "trials" else _row)(plan, t, method, more)
+    row = _trial(plan, t, method, more) if kind == "trials" else _row(plan, t, method, more, Path(folder) / "policies" / f"{method}-{seed}")
     _whole(path, lambda f: f.write(_json(_plain(row)).encode()))
     return row
 
