@@ -8,6 +8,7 @@ import contextlib, json, math, os, re, shlex, shutil, sys, time, traceback, warn
 from dataclasses import dataclass, fields, replace
 from importlib import import_module, metadata, resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 import typer
 import typer.core
@@ -596,6 +597,22 @@ def _measure(folder, against, lab, model, data, n, seed):
                  start=reports["start"], **({"against_report": reports["against"]} if against else {}), report=reports["policy"])
     return found | dict(samples=_samples(lab, policies, seed))
 
+# %% ../nbs/32_cli.ipynb #66ccde5a
+def _benchmarked(folder, lab, model, benchmark, judge_model, n, seed):
+    "A policy's scores on a benchmark's file, as an object"
+    from alignlab.benchmarks import read_benchmark, score_benchmark
+    from alignlab.models import load_policy
+    from alignlab.real_judges import open_judge
+    place, info = _find(folder)
+    form, _ = read_benchmark(benchmark)
+    meta = info.get("meta", {})
+    model = model or meta.get("model") or "helpdesk-sft"
+    start = load_policy(model, chat=(lab or meta.get("lab")) != "sentiment")
+    policy = _load(place, SimpleNamespace(start=start, model=model))
+    _say(f"scoring on {benchmark}")
+    scores = score_benchmark(policy, benchmark, start, judge_model and open_judge(judge_model), n, seed=seed)
+    return dict(dir=Path(folder).as_posix(), benchmark=Path(benchmark).name, form=form, model=model, seed=seed, report={k: dict(e) for k, e in scores.items()})
+
 # %% ../nbs/32_cli.ipynb #4f8a7d6d
 @app.command()
 def evaluate(
@@ -604,25 +621,33 @@ def evaluate(
     lab: Annotated[str | None, _opt("helpdesk, sentiment, constraints or pairs; else the run's.")] = None,
     model: Annotated[str | None, _opt("The reference; else what the run started from.")] = None,
     data: Annotated[str | None, _opt("File of pairs to measure on.")] = None,
-    n: Annotated[int | None, _opt("Held-out prompts.", "--n", min=1)] = None,
+    n: Annotated[int | None, _opt("Held-out prompts; items of a benchmark.", "--n", min=1)] = None,
+    benchmark: Annotated[str | None, _opt("A file in the form of RewardBench, IFEval or AlpacaEval: its scores, in place of the lab's report.")] = None,
+    judge_model: Annotated[str | None, _opt("For AlpacaEval's form: a model on a server ($OPENAI_BASE_URL).")] = None,
     seed: Annotated[int, _opt("Of the choice of prompts and of sampling.")] = 0,
     as_json: Annotated[bool, _opt("One JSON object on standard output.", "--json")] = False,
 ):
     "Measure the policy in DIR, beside what it started from."
-    with contextlib.redirect_stdout(sys.stderr): found = _measure(folder, against, lab, model, data, n, seed)
+    with contextlib.redirect_stdout(sys.stderr): found = _benchmarked(folder, lab, model, benchmark, judge_model, n, seed) if benchmark else _measure(folder, against, lab, model, data, n, seed)
     if as_json: return _print_json(found)
+    if benchmark: return _show(f"{found['dir']}, {found['form']} in {found['benchmark']}", dict(policy=found["report"]), [])
     reports = {"start": found["start"], **({"against": found["against_report"]} if against else {}), "policy": found["report"]}
     _show(f"{found['dir']}, lab {found['lab']}", reports, found["samples"])
 
 # %% ../nbs/32_cli.ipynb #b16b90ed
 @app.command()
 def compare(
-    lab: Annotated[str, _opt("helpdesk, so far.")] = "helpdesk",
-    methods: Annotated[str, _opt("all, or names with commas between them.")] = "all",
+    lab: Annotated[str, _opt("helpdesk, sentiment, constraints or pairs.")] = "helpdesk",
+    methods: Annotated[str, _opt("all that run on the lab, or names with commas between them.")] = "all",
     seeds: Annotated[int, _opt("0, 1, … so many: a seed fixes prompts, labels and training for all methods alike.", min=1)] = 5,
     budget: Annotated[str | None, _opt("smoke, lesson or full; else what ALIGNLAB_BUDGET says.")] = None,
     tune: Annotated[bool, _opt("First repeat the random trials by which settings are picked, in place of the shipped record's picks.", "--tune")] = False,
     workers: Annotated[int | None, _opt("Processes.", min=1, show_default="one a core; one on a GPU")] = None,
+    model: Annotated[str | None, _opt("Start of all methods.", show_default="the lab's")] = None,
+    data: Annotated[str | None, _opt("Of lab pairs: file of preferences.")] = None,
+    eval_data: Annotated[str | None, _opt("Pairs to measure on; without it a tenth of the prompts is held out.")] = None,
+    benchmark: Annotated[str | None, _opt("A file in the form of RewardBench, IFEval or AlpacaEval, on which all are scored as well.")] = None,
+    judge_model: Annotated[str | None, _opt("Of lab pairs: a model on a server ($OPENAI_BASE_URL) that compares the answers with the start's.")] = None,
     out: Annotated[str | None, _opt("Folder for the rows and the report; given again, it is gone on with.", show_default="$ALIGNLAB_OUT/compare-LAB-BUDGET")] = None,
     as_json: Annotated[bool, _opt("One JSON object on standard output.", "--json")] = False,
 ):
@@ -631,8 +656,9 @@ def compare(
         from alignlab import comparison
         from alignlab.training import budget as named
         folder = Path(out) if out else _out_root() / f"compare-{lab}-{named(budget).name}"
-        names = list(comparison.METHODS) if methods == "all" else [m.strip() for m in methods.split(",")]
-        result = comparison.compare(lab, names, seeds, budget, folder, tune, workers, _say)
+        names = None if methods == "all" else [m.strip() for m in methods.split(",")]
+        given = dict(model=model, data=data, eval_data=eval_data, benchmark=benchmark, judge=judge_model)
+        result = comparison.compare(lab, names, seeds, budget, folder, tune, workers, _say, **given)
         found = comparison.save_report(result, folder)
     if as_json: _print_json(found)
     else: print((folder / "report.md").read_text(), f"the report: {(folder / 'report.html').as_posix()}", sep="\n")

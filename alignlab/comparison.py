@@ -13,14 +13,15 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 import numpy as np
 import torch
+from .benchmarks import read_benchmark, score_benchmark, trivial_pairs
 from .constitutional import HELPFUL_SHARE, PrincipleJudge, Trace, _revised, sl_cai_data
 from .dpo import DPOArgs, train_dpo
-from .evaluation import Estimate, over_seeds
+from .evaluation import Estimate, evaluate, over_seeds
 from .group_rl import GroupArgs, train_grpo
 from .helpdesk import KINDS, Annotator
 from .kto import KTOArgs, balanced_weights, train_kto
 from .labs import open_lab
-from .real_judges import open_judge
+from .real_judges import LikelihoodJudge, _says, open_judge
 from .reward_model import RewardArgs, add_costs, train_reward
 from .rlaif import SoftDPOObjective, _labelled, label_pairs
 from .rlhf import PPOArgs, train_rlhf
@@ -31,16 +32,19 @@ from .training import _json, _plain, _whole, budget, cached_rows, content_hash, 
 # %% auto #0
 __all__ = ['METHODS', 'CARD', 'Task', 'Contestant', 'drawn', 'Plan', 'tune', 'picked', 'compare', 'differences', 'fieller',
            'holm', 'against', 'summary', 'markdown', 'card_verdicts', 'plot_gold', 'plot_spending', 'plot_profile',
-           'save_report']
+           'plot_learning', 'save_report']
 
 # %% ../nbs/20_comparison.ipynb #9cf32158
-_COMPLETIONS = dict(smoke=128, lesson=2560, full=8192)  # with gradient, in each method's run
+_COMPLETIONS = dict(helpdesk=dict(smoke=128, lesson=2560, full=8192), real=dict(smoke=8, lesson=384, full=4096))  # with gradient, in each method's run
 
 class Task:
     "What a seed fixes for all methods; what they share is made once, and kept in `folder`"
     def __init__(self, lab, seed, completions, folder):
         self.lab, self.seed, self.completions, self.folder = lab, seed, completions, Path(folder)
         self.start, self.labels = lab.start, completions // 2     # as many comparisons, or thumbs
+        self.real, gpu = lab.name != "helpdesk", torch.cuda.is_available()
+        self.fit = dict(bf16=gpu, micro_batch=None if gpu else 2) if self.real else {}     # on a CPU memory is what runs out
+        self.cut = self.fit | dict(max_length=512) if self.real else {}
 
     def kept(self, name, make):
         "Rows that `make()` gives, made once"
@@ -48,7 +52,7 @@ class Task:
 
     def size(self, per_row=1, share=1., batch=64):
         "Steps and rows a step of a run that learns from `share` of the completions, `per_row` to a row and about `batch` to a step"
-        rows = max(2, min(batch // per_row, self.completions // 8))
+        rows = max(2, min((min(batch, 16) if self.real else batch) // per_row, self.completions // 8))
         return dict(steps=max(1, round(self.completions * share / per_row / rows)), batch_size=rows, seed=self.seed)
 
 # %% ../nbs/20_comparison.ipynb #1c7b92bd
@@ -60,7 +64,8 @@ def _demonstrations(t): return t.kept("demonstrations", lambda: list(t.lab.demon
 @cache
 def _reward(t):
     "The run that fitted a reward model to the pairs"
-    args = RewardArgs(lr=1e-3, batch_size=min(32, len(_pairs(t))), steps=max(8, t.completions // 64), seed=t.seed, max_new_tokens=t.lab.max_new_tokens)
+    rows, size = len(_pairs(t)), dict(lr=1e-5, batch_size=8, steps=max(2, t.labels // 8), normalise=32) if t.real else dict(lr=1e-3, batch_size=32, steps=max(8, t.completions // 64))
+    args = RewardArgs(**size | dict(batch_size=min(size["batch_size"], rows)), seed=t.seed, max_new_tokens=t.lab.max_new_tokens, **t.cut)
     folder = t.folder / f"reward-{t.seed}"
     run = train_reward(t.start, _pairs(t), args, out=folder, resume=folder.exists())
     run.policy.model.requires_grad_(False)
@@ -75,7 +80,8 @@ def _timed(make):
 
 def _ai_pairs(t):
     "The pairs' answers with labels of the start's own judge"
-    def make(): return [*label_pairs(*([r[k] for r in _pairs(t)] for k in ("prompt", "chosen", "rejected")), open_judge(t.start)), dict(judge_calls=2 * len(_pairs(t)))]
+    judge = LikelihoodJudge(t.start) if t.real else open_judge(t.start)           # asked for a letter, a small model says A (chapter 08)
+    def make(): return [*label_pairs(*([r[k] for r in _pairs(t)] for k in ("prompt", "chosen", "rejected")), judge), dict(judge_calls=2 * len(_pairs(t)))]
     return t.kept("ai-pairs", lambda: _timed(make))
 
 # %% ../nbs/20_comparison.ipynb #385a8fd1
@@ -108,25 +114,28 @@ def _cai_pairs(t):
     return t.kept("cai-pairs", lambda: _timed(make))
 
 # %% ../nbs/20_comparison.ipynb #0635e5d5
-def _sft(t, **s): return train_sft(t.start, _demonstrations(t), SFTArgs(**s, **t.size()))
-def _spin(t, **s): return train_spin(t.start, _demonstrations(t), SPINArgs(held_out=0., max_new_tokens=t.lab.max_new_tokens, **s, **t.size(2, 1 / 3, 32)))
-def _dpo(t, **s): return train_dpo(t.start, _pairs(t), DPOArgs(**s, **t.size(2)))
+def _sft(t, **s): return train_sft(t.start, _demonstrations(t), SFTArgs(**s, **t.size(), **t.fit))
+def _spin(t, **s): return train_spin(t.start, _demonstrations(t), SPINArgs(held_out=0., max_new_tokens=t.lab.max_new_tokens, **s, **t.size(2, 1 / 3, 32), **t.cut))
+def _dpo(t, **s): return train_dpo(t.start, _pairs(t), DPOArgs(**s, **t.size(2), **t.cut))
 def _kto(t, **s):
     up, down = balanced_weights([r["label"] for r in _thumbs(t)], 1.5)
-    return train_kto(t.start, _thumbs(t), KTOArgs(desirable_weight=up, undesirable_weight=down, **s, **t.size()))
+    return train_kto(t.start, _thumbs(t), KTOArgs(desirable_weight=up, undesirable_weight=down, **s, **t.size(), **t.cut))
 
 # %% ../nbs/20_comparison.ipynb #289019f9
-def _rlhf(t, **s): return add_costs(train_rlhf(t.start, _pairs(t), PPOArgs(**s, **t.size(batch=128), max_new_tokens=t.lab.max_new_tokens), _reward(t).policy), _reward(t))
+def _rlhf(t, **s):
+    size = t.size(batch=128)
+    args = PPOArgs(**s, **size, minibatches=min(4, size["batch_size"]), max_new_tokens=t.lab.max_new_tokens, **t.fit)
+    return add_costs(train_rlhf(t.start, _pairs(t), args, _reward(t).policy), _reward(t))
 def _rloo(t, **s):
     size = t.size(batch=128)
     prompts = max(2, size["batch_size"] // 8)
-    args = GroupArgs(loss="rloo", group=8, **s, **size | dict(batch_size=prompts), minibatches=min(4, prompts), max_new_tokens=t.lab.max_new_tokens)
+    args = GroupArgs(loss="rloo", group=8, **s, **size | dict(batch_size=prompts), minibatches=min(4, prompts), max_new_tokens=t.lab.max_new_tokens, **t.fit)
     return add_costs(train_grpo(t.start, _pairs(t), args, _reward(t).policy), _reward(t))
 
 # %% ../nbs/20_comparison.ipynb #37b347b4
 def _rlaif(t, **s):
-    args = DPOArgs(**s, **t.size(2))
-    return _with(fit(t.lab.policy(), _ai_pairs(t)[:-1], SoftDPOObjective(args.beta), args), _ai_pairs(t)[-1])
+    args = DPOArgs(**s, **t.size(2), **t.cut)
+    return _with(fit(t.lab.policy(), _ai_pairs(t)[:-1], SoftDPOObjective(args.beta, args.max_length), args), _ai_pairs(t)[-1])
 def _sl_cai(t, **s): return _with(train_sft(t.start, _revisions(t)[:-1], SFTArgs(**s, **t.size())), _revisions(t)[-1])
 def _rl_cai(t, **s):
     args = DPOArgs(**s, **t.size(2, .5))
@@ -156,25 +165,27 @@ class Contestant:
     needs: Callable            # (task) -> what is made once a seed, before any run
     train: Callable            # (task, **settings) -> Run
     space: dict                # {setting: (low, high)} that its trials are drawn from, evenly in the logarithm
+    real: float | None = None  # learning rate on a real model where nobody has tuned; None: it does not run there
 
 _TUNED = dict(lr=(3e-5, 1e-3), beta=(.03, 1.))
 METHODS = dict(
-    sft=Contestant("SFT continued", "demonstrations by a good author", _demonstrations, _sft, dict(lr=(3e-5, 2e-3))),
-    rlhf=Contestant("RLHF (PPO)", "pairs, by annotators", _reward, _rlhf, _TUNED),
-    rloo=Contestant("RLHF (RLOO)", "pairs, by annotators", _reward, _rloo, _TUNED),
-    dpo=Contestant("DPO", "pairs, by annotators", _pairs, _dpo, _TUNED),
-    rlaif=Contestant("RLAIF", "pairs, by the start itself", _ai_pairs, _rlaif, _TUNED),
+    sft=Contestant("SFT continued", "demonstrations by a good author", _demonstrations, _sft, dict(lr=(3e-5, 2e-3)), 2e-5),
+    rlhf=Contestant("RLHF (PPO)", "pairs, by annotators", _reward, _rlhf, _TUNED, 3e-6),
+    rloo=Contestant("RLHF (RLOO)", "pairs, by annotators", _reward, _rloo, _TUNED, 3e-6),
+    dpo=Contestant("DPO", "pairs, by annotators", _pairs, _dpo, _TUNED, 1e-5),
+    rlaif=Contestant("RLAIF", "pairs, by the start itself", _ai_pairs, _rlaif, _TUNED, 1e-5),
     sl_cai=Contestant("SL-CAI", "principles, applied by the start itself", _revisions, _sl_cai, dict(lr=(3e-5, 2e-3))),
     rl_cai=Contestant("RL-CAI", "principles, applied by the start itself", _cai_pairs, _rl_cai, _TUNED),
-    spin=Contestant("SPIN", "demonstrations by a good author", _demonstrations, _spin, dict(lr=(3e-5, 1e-3), beta=(.1, 10.))),
-    kto=Contestant("KTO", "thumbs, by annotators", _thumbs, _kto, _TUNED),
-    best_of_n=Contestant("best of 16", "pairs, by annotators, through the reward model", _reward, _best_of, {}))
+    spin=Contestant("SPIN", "demonstrations by a good author", _demonstrations, _spin, dict(lr=(3e-5, 1e-3), beta=(.1, 10.)), 2e-5),
+    kto=Contestant("KTO", "thumbs, by annotators", _thumbs, _kto, _TUNED, 1e-5),
+    best_of_n=Contestant("best of 16", "pairs, by annotators, through the reward model", _reward, _best_of, {}, 0.))
 
 # %% ../nbs/20_comparison.ipynb #58a67607
-def drawn(method: str, i: int) -> dict:
-    "The settings of random trial i of a method, the same for everybody"
+def drawn(method: str, i: int, real: bool = False) -> dict:
+    "The settings of random trial i of a method, the same for everybody; real models learn at a twentieth of the rate"
     rng = random.Random(f"{method} {i}")
-    return {k: float(f"{math.exp(rng.uniform(*map(math.log, v))):.3g}") for k, v in METHODS[method].space.items()}
+    found = {k: math.exp(rng.uniform(*map(math.log, v))) for k, v in METHODS[method].space.items()}
+    return {k: float(f"{v / 20 if real and k == 'lr' else v:.3g}") for k, v in found.items()}
 
 # %% ../nbs/20_comparison.ipynb #30cd3a25
 @dataclass(frozen=True)
@@ -186,24 +197,44 @@ class Plan:
     budget: str
     completions: int    # with gradient, in each run
     prompts: int        # held out, that a report reads
+    model: str | None = None      # where it is not the lab's own
+    data: str | None = None       # of lab pairs: a file of preferences
+    eval_data: str | None = None
+    benchmark: str | None = None  # a file in a benchmark's form (chapter 09), on which each policy is scored as well
+    judge: str | None = None      # a model on a server, which compares the policies of lab pairs with their start
 
     @classmethod
-    def of(cls, lab="helpdesk", budget_name=None):
+    def of(cls, lab="helpdesk", budget_name=None, **given):
         "The plan of a lab and a budget's name; ValueError for what cannot be"
-        b, opened = budget(budget_name), open_lab(lab)
-        if lab != "helpdesk": raise ValueError(f"lab {lab}: the comparison runs on helpdesk so far")
-        return cls(lab, content_hash(opened.start.model), opened.world, b.name, _COMPLETIONS[b.name], b.prompts)
+        b, real = budget(budget_name), lab != "helpdesk"
+        opened = open_lab(lab, **{k: given.get(k) for k in ("model", "data", "eval_data") if given.get(k)})
+        if given.get("benchmark"): read_benchmark(given["benchmark"])
+        if given.get("judge") and lab != "pairs": raise ValueError(f"lab {lab} knows the true reward: a judge is for lab pairs")
+        return cls(lab, content_hash(opened.start.model), opened.world, b.name, _COMPLETIONS["real" if real else lab][b.name], dict(smoke=8, lesson=64, full=256)[b.name] if real else b.prompts, **given)
 
 @cache
-def _task(plan, seed, folder): return Task(open_lab(plan.lab, annotator=Annotator(seed=seed)), seed, plan.completions, folder)
+def _task(plan, seed, folder):
+    who = dict(annotator=Annotator(seed=seed)) if plan.lab == "helpdesk" else {}
+    return Task(open_lab(plan.lab, model=plan.model, **{k: getattr(plan, k) for k in ("data", "eval_data") if getattr(plan, k)}, **who), seed, plan.completions, folder)
+
+# %% ../nbs/20_comparison.ipynb #d10d6a20
+def _more(plan, t, policy):
+    "What files and judges of the user's say of a policy; and of the start on lab pairs, what knows nothing"
+    found = {}
+    if plan.benchmark and not isinstance(policy, _BestOf): found["benchmark"] = {k: asdict(e) for k, e in score_benchmark(policy, plan.benchmark, t.start, plan.judge and open_judge(plan.judge), 4 * plan.prompts, seed=t.seed).items()}
+    if plan.lab == "pairs" and policy is t.start: found["knows_nothing"] = {k: asdict(e) for k, e in trivial_pairs(t.lab.preferences(plan.prompts, t.seed, "test")).items()}
+    if plan.judge and policy is not t.start and not isinstance(policy, _BestOf):
+        r = evaluate(policy, t.lab.prompts("test", plan.prompts, t.seed), judge=open_judge(plan.judge), against=t.start, max_new_tokens=t.lab.max_new_tokens, seed=t.seed)
+        found |= {k: asdict(r[k]) for k in ("win_rate", "length_controlled_win_rate")}
+    return found
 
 # %% ../nbs/20_comparison.ipynb #1ee95646
 def _report(plan, t, policy):
     "The lab's report, and what is kept of each prompt"
     r = t.lab.evaluate(policy, n=plan.prompts, seed=t.seed)
     if isinstance(policy, _BestOf): r["kl"] = Estimate(policy.kl, policy.kl, policy.kl, plan.prompts)
-    return dict(report=r.to_dict(), each={k: [round(v, 4) for v in r.scores[k].mean(1).tolist()] for k in ("gold", "win_rate")},
-                samples=[{k: s[k] for k in ("prompt", "completion", "gold")} for s in r.samples[:4]])
+    each = {k: [round(v, 4) for v in torch.as_tensor(s).view(len(s), -1).mean(1).tolist()] for k in ("gold", "win_rate", "preference_accuracy") if (s := r.scores.get(k)) is not None}
+    return dict(report=r.to_dict() | _more(plan, t, policy), each=each, samples=[{k: s.get(k) for k in ("prompt", "completion", "gold")} for s in r.samples[:4]])
 
 def _row(plan, t, method, settings, keep=None):
     "The row of a method, or of the start; the policy is saved in folder `keep`"
@@ -218,7 +249,7 @@ def _row(plan, t, method, settings, keep=None):
 # %% ../nbs/20_comparison.ipynb #460b1775
 def _trial(plan, t, method, i):
     "How often annotators prefer the answers of a trial's policy to the start's, which settings are picked by; and gold, which is not"
-    settings = drawn(method, i)
+    settings = drawn(method, i, t.real)
     run, prompts = METHODS[method].train(t, **settings), t.lab.prompts("validation", plan.prompts // 2, t.seed)
     ours, theirs = (p.sample(prompts, 2, 1., t.lab.max_new_tokens, t.seed + k) for k, p in ((77, run.policy), (78, t.start)))
     won = t.lab.annotator.label(ours.prompts, ours.text, theirs.text, seed=t.seed)
@@ -234,7 +265,7 @@ def _job(plan, folder, kind, method, seed, more=None):
     if path.exists():
         row = json.loads(path.read_text())
         if kind == "trials" or row["settings"] == more: return row
-    row = _trial(plan, t, method, more) if kind == "trials" else _row(plan, t, method, more, Path(folder) / "policies" / f"{method}-{seed}")
+    row = _trial(plan, t, method, more) if kind == "trials" else _row(plan, t, method, more, None if t.real else Path(folder) / "policies" / f"{method}-{seed}")
     _whole(path, lambda f: f.write(_json(_plain(row)).encode()))
     return row
 
@@ -282,7 +313,7 @@ def _begin(folder, plan):
     path, now = Path(folder) / "plan.json", asdict(plan)
     if not path.exists(): return _whole(path, lambda f: f.write(_json(now).encode()))
     was = json.loads(path.read_text())
-    changed = [f"{k} was {was.get(k)}, now {v}" for k, v in now.items() if was.get(k) != v]
+    changed = [f"{k} was {was.get(k)}, now {v}" for k, v in now.items() if was.get(k) != v and k not in ("data", "eval_data")]      # files may move: `world` knows what is in them
     if changed: raise ValueError(f"{folder} holds another comparison: {'; '.join(changed)}; choose another folder (--out)")
 
 def _share(plan, folder, methods, seeds, workers, say):
@@ -302,6 +333,7 @@ def tune(
 ) -> tuple:            # rows of method, trial, settings, win_rate, gold; and what failed
     "The random trials of each method, all on one seed that no row uses."
     _begin(folder, plan)
+    if plan.lab == "pairs": raise ValueError("lab pairs has nobody to ask which answer is better: settings cannot be tuned there, and are the course's")
     methods = [m for m in methods if METHODS[m].space]
     failed = _share(plan, folder, methods, [_TUNED_ON], workers, say)
     rows, more = _do(plan, folder, [("trials", m, _TUNED_ON, i) for m in methods for i in range(_TRIALS)], workers, say)
@@ -319,23 +351,26 @@ def _settings(plan, methods, trials):
         try: trials = read_record(f"{plan.lab}/comparison", world=plan.world, start=plan.start)["trials"]
         except (FileNotFoundError, ValueError): pass
     found = picked(trials)
-    return {m: found.get(m, {}) for m in methods}
+    return {m: found.get(m, dict(lr=METHODS[m].real) if plan.lab != "helpdesk" and METHODS[m].space else {}) for m in methods}
 
 def compare(
     lab: str = "helpdesk",
-    methods=tuple(METHODS),  # keys of METHODS
+    methods=None,            # keys of METHODS; None: all that run on this lab
     seeds: int = 5,          # 0, 1, …; a seed fixes annotators, prompts, labels and training for all methods alike
     budget: str | None = None,  # smoke, lesson or full
     out: Path = Path("runs/compare"),  # keeps each row as it ends: what was interrupted goes on
     retune: bool = False,    # repeat the trials first, in place of the shipped record's settings
     workers: int | None = None,  # processes; by default one a core, and one on a GPU
     say=print,               # told how it goes
+    **given,                 # of Plan: model, data, eval_data, benchmark, judge
 ) -> dict:  # plan, settings, trials, rows (method, seed, settings, costs, report, each, samples, history) and what failed
     "Every method from one start on one budget, for several seeds."
-    unknown = [m for m in methods if m not in METHODS]
-    if unknown: raise ValueError(f"unknown methods {', '.join(unknown)}: there are {', '.join(METHODS)}")
+    there = [m for m, c in METHODS.items() if lab == "helpdesk" or c.real is not None]
+    methods = methods or there
+    unknown = [m for m in methods if m not in there]
+    if unknown: raise ValueError(f"unknown methods {', '.join(unknown)}: on {lab} there are {', '.join(there)}")
     if seeds < 1: raise ValueError(f"seeds must be at least 1, not {seeds}")
-    plan, out, workers = Plan.of(lab, budget), Path(out), workers or (1 if torch.cuda.is_available() else os.cpu_count())
+    plan, out, workers = Plan.of(lab, budget, **given), Path(out), workers or (1 if torch.cuda.is_available() else os.cpu_count())
     _begin(out, plan)
     tried, failed = tune(plan, methods, out, workers, say) if retune else ([], [])
     settings, jobs = _settings(plan, methods, tried), [(m, s) for m in ("start", *methods) for s in range(seeds)]
@@ -401,20 +436,22 @@ def against(rows: list, methods: list, other: str, key: str = "gold") -> dict:
     return {m: (e := over_seeds(d), p, _verdict(e, p)) for (m, d), p in zip(found.items(), ps)}
 
 # %% ../nbs/20_comparison.ipynb #8ed93643
-def _attainable(lab):
-    "KL -> gold of the best policy at that distance, as estimated for the lab's start"
-    points = read_record(f"{lab}/dpo")["tilted"]
+def _attainable(plan):
+    "KL -> gold of the best policy at that distance, as estimated for this start; None where that was not done"
+    try: points = read_record(f"{plan['lab']}/dpo", start=plan["start"])["tilted"]
+    except (FileNotFoundError, KeyError, ValueError): return None
     return lambda kl, start: float(np.interp(kl, [0.] + [p["kl"] for p in points], [start] + [p["gold"] for p in points]))
 
 def _of_attainable(rows, method, best):
     "Of each seed the gain as a share of the best policy's at the same KL; where that is hardly anything, none"
     start, gold, kl = (_by_seed(rows, m, k) for m, k in (("start", "gold"), (method, "gold"), (method, "kl")))
-    return [(gold[s] - start[s]) / room for s in gold if (room := best(kl[s], start[s]) - start[s]) > .02]
+    return [] if best is None else [(gold[s] - start[s]) / room for s in gold if (room := best(kl[s], start[s]) - start[s]) > .02]
 
 def _tax(rows, method):
     "Of each seed the mean change of the base skills"
-    names = next(r["report"]["skills"] for r in rows if r["method"] == "start")
+    names = next(r["report"].get("skills", []) for r in rows if r["method"] == "start")
     start, ours = ([_by_seed(rows, m, f"skills.{k}") for k in names] for m in ("start", method))
+    if not names: return []
     return [float(np.mean([a[s] - b[s] for a, b in zip(ours, start)])) for s in ours[0]]
 
 # %% ../nbs/20_comparison.ipynb #5ef2cdc5
@@ -427,9 +464,13 @@ def _shown(rows, method, key):
     found = [e for r in rows if r["method"] == method and (e := _look(r["report"], key))]
     return _over([e["mean"] for e in found]) if len(found) != 1 else Estimate(**{k: math.nan if v is None else v for k, v in found[0].items()})
 
-def _share_of(rows, method, other):
+def _key(rows):
+    "What the methods are compared by: gold where the lab knows it, else how often held-out pairs are told right"
+    return next((k for r in rows for k in ("gold", "preference_accuracy") if k in r["report"]), "gold")
+
+def _share_of(rows, method, other, key):
     "Gain over the start as a share of another method's; None unless both have the same two seeds or more"
-    start, a, b = (_by_seed(rows, m, "gold") for m in ("start", method, other))
+    start, a, b = (_by_seed(rows, m, key) for m in ("start", method, other))
     both = [s for s in a if s in b]
     return fieller([a[s] - start[s] for s in both], [b[s] - start[s] for s in both]) if len(both) > 1 else None
 
@@ -437,9 +478,10 @@ def _share_of(rows, method, other):
 def _summed_up(rows, method, best, settings):
     "A method's estimates and costs"
     c, costs = METHODS[method], [r["costs"] for r in rows if r["method"] == method]
-    shown = {k: _shown(rows, method, k) for k in ("gold", "win_rate", "length_controlled_win_rate", "kl", "length", "end_rate")}
-    return dict(method=method, title=c.title, feedback=c.feedback, seeds=len(costs), settings=settings, **shown,
-                share_of_rlhf=_share_of(rows, method, "rlhf"), share_of_attainable=_over(_of_attainable(rows, method, best)),
+    scores = next(r["report"].get("benchmark", {}) for r in rows if r["method"] == method)
+    shown = {k: _shown(rows, method, k) for k in ("gold", "preference_accuracy", "ranking_accuracy", "win_rate", "length_controlled_win_rate", "kl", "length", "end_rate")}
+    return dict(method=method, title=c.title, feedback=c.feedback, seeds=len(costs), settings=settings, **shown, benchmark={k: _shown(rows, method, f"benchmark.{k}") for k in scores},
+                share_of_rlhf=_share_of(rows, method, "rlhf", _key(rows)), share_of_attainable=_over(_of_attainable(rows, method, best)),
                 tax=_over(_tax(rows, method)), **{k: float(np.mean([cost[k] for cost in costs])) for k in costs[0]})
 
 def summary(result: dict) -> list:
@@ -448,12 +490,12 @@ def summary(result: dict) -> list:
     rows = [r for r in result["rows"] if r["seed"] in whole]
     methods = [m for m in dict.fromkeys(r["method"] for r in rows) if m != "start"]
     if not methods: raise RuntimeError(f"no run came through: {result['failed'][0]['error']}")
-    best, gain = _attainable(result["plan"]["lab"]), against(rows, methods, "start")
-    rlhf = against(rows, methods, "rlhf") if "rlhf" in methods else {}
+    best, gain = _attainable(result["plan"]), against(rows, methods, "start", _key(rows))
+    rlhf = against(rows, methods, "rlhf", _key(rows)) if "rlhf" in methods else {}
     return [_summed_up(rows, m, best, result["settings"].get(m)) | dict(gain=gain.get(m), versus_rlhf=rlhf.get(m)) for m in methods]
 
 # %% ../nbs/20_comparison.ipynb #9c20247c
-_RESULTS = dict(title="method", feedback="learns from", seeds="seeds", gold="gold", gain="gained", share_of_rlhf="share of RLHF's gain", share_of_attainable="share of what its nats could buy", win_rate="win rate",
+_RESULTS = dict(title="method", feedback="learns from", seeds="seeds", gold="gold", preference_accuracy="pairs told right", ranking_accuracy="without reference", gain="gained", share_of_rlhf="share of RLHF's gain", share_of_attainable="share of what its nats could buy", win_rate="win rate",
     length_controlled_win_rate="at equal length", kl="KL, nats", length="tokens", end_rate="answers that end", tax="base skills", versus_rlhf="against RLHF")
 _COSTS = dict(title="method", labels="labels", demonstrations="demonstrations", judge_calls="judge calls", tokens_trained="tokens with gradient", tokens_generated="tokens sampled", seconds="seconds", models_in_memory="models in memory", settings="settings")
 
@@ -468,10 +510,15 @@ def _lines(rows, columns):
     used = [k for k in columns if any(r.get(k) is not None for r in rows)]
     return [columns[k] for k in used], [[_written(r.get(k)) for k in used] for r in rows]
 
+def _scores(rows):
+    "(head, lines) of the benchmark's scores; without one, of a single column"
+    names = list(dict.fromkeys(n for r in rows for n in r["benchmark"]))
+    return ["method", *(n.replace("_", " ") for n in names)], [[r["title"], *(_written(r["benchmark"].get(n)) for n in names)] for r in rows]
+
 def markdown(rows: list) -> str:
     "The rows of `summary` as two tables: results and costs."
     def table(head, lines): return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *lines))
-    return table(*_lines(rows, _RESULTS)) + "\n" + table(*_lines(rows, _COSTS))
+    return "\n".join(table(*t) for t in (_lines(rows, _RESULTS), _lines(rows, _COSTS), _scores(rows)) if len(t[0]) > 1)
 
 # %% ../nbs/20_comparison.ipynb #b6f19bd1
 CARD = dict(  # method -> row of the course card: name, feedback type, training complexity, data requirements, performance
@@ -531,27 +578,27 @@ def card_verdicts(rows: list) -> list:
 def plot_gold(result: dict):
     "Gold of each method: seeds as dots, their mean with its interval, the start as a line."
     import matplotlib.pyplot as plt
-    rows, ax = result["rows"], plt.subplots(figsize=(6.5, 3.6))[1]
-    golds = {m: list(_by_seed(rows, m, "gold").values()) for m in dict.fromkeys(r["method"] for r in rows)}
+    rows, key, ax = result["rows"], _key(result["rows"]), plt.subplots(figsize=(6.5, 3.6))[1]
+    golds = {m: list(_by_seed(rows, m, key).values()) for m in dict.fromkeys(r["method"] for r in rows)}
     ax.axvline(np.mean(golds.pop("start")), color="0.5", ls="--", lw=1)
     for i, m in enumerate(order := sorted(golds, key=lambda m: np.mean(golds[m]))):
-        e = _shown(rows, m, "gold")
+        e = _shown(rows, m, key)
         ax.plot(golds[m], [i] * len(golds[m]), "o", ms=3, alpha=.4, color="C0")
         ax.errorbar(e.mean, i, xerr=[[e.mean - e.low], [e.high - e.mean]], fmt="D", ms=5, capsize=3, color="C0")
-    ax.set(yticks=range(len(order)), yticklabels=[METHODS[m].title for m in order], xlabel="gold (dashed: the start)")
+    ax.set(yticks=range(len(order)), yticklabels=[METHODS[m].title for m in order], xlabel=f"{_RESULTS[key]} (dashed: the start)")
     return ax
 
 # %% ../nbs/20_comparison.ipynb #5c6a42db
 def plot_spending(result: dict):
     "Gold against KL: each run a dot, each method's mean a large one; the dashed line is the best that the nats could buy."
     import matplotlib.pyplot as plt
-    rows, ax, best = result["rows"], plt.subplots(figsize=(6.5, 3.6))[1], _attainable(result["plan"]["lab"])
+    rows, key, ax, best = result["rows"], _key(result["rows"]), plt.subplots(figsize=(6.5, 3.6))[1], _attainable(result["plan"])
     for i, m in enumerate(dict.fromkeys(r["method"] for r in rows if r["method"] != "start")):
-        xs, ys = (list(_by_seed(rows, m, k).values()) for k in ("kl", "gold"))
+        xs, ys = (list(_by_seed(rows, m, k).values()) for k in ("kl", key))
         ax.plot(xs, ys, "o", ms=3, alpha=.4, color=f"C{i % 6}"); ax.plot(np.mean(xs), np.mean(ys), "os"[i // 6], ms=7, color=f"C{i % 6}", label=METHODS[m].title)
-    start, x = np.mean(list(_by_seed(rows, "start", "gold").values())), np.linspace(0, 3, 40)
-    ax.plot(x, [best(k, start) for k in x], color="0.5", ls="--", lw=1)
-    ax.set(xlabel="KL from the start (nats per response)", ylabel="gold", xscale="symlog"); ax.legend(fontsize=7, ncol=2)
+    start, x = np.mean(list(_by_seed(rows, "start", key).values())), np.linspace(0, 3, 40)
+    if best: ax.plot(x, [best(k, start) for k in x], color="0.5", ls="--", lw=1)
+    ax.set(xlabel="KL from the start (nats per response)", ylabel=_RESULTS[key], xscale="symlog"); ax.legend(fontsize=7, ncol=2)
     return ax
 
 # %% ../nbs/20_comparison.ipynb #49da7dbe
@@ -566,6 +613,22 @@ def plot_profile(result: dict):
     for (i, j), v in np.ndenumerate(grid): ax.text(j, i, f"{v:+.2f}", ha="center", va="center", fontsize=7, color="white" if abs(v) > .6 else "black", gid="cell")
     ax.set(xticks=range(len(names)), xticklabels=names, yticks=range(len(methods)), yticklabels=[METHODS[m].title for m in methods])
     return ax
+
+# %% ../nbs/20_comparison.ipynb #0ff186ae
+def plot_learning(result: dict):
+    "What each method's own training sees, over its run: the reward that it maximises, or its loss. Seeds are lines."
+    import matplotlib.pyplot as plt
+    runs = [r for r in result["rows"] if r["history"]]
+    methods = list(dict.fromkeys(r["method"] for r in runs))
+    fig, axes = plt.subplots(-(-len(methods) // 3), 3, figsize=(7, 1.7 * -(-len(methods) // 3)), squeeze=False, layout="constrained")
+    for ax in axes.flat[len(methods):]: ax.remove()
+    for ax, m in zip(axes.flat, methods):
+        for r in (r for r in runs if r["method"] == m):
+            key = next(k for k in ("score", "loss") if k in r["history"][0])
+            ax.plot([h["step"] for h in r["history"]], [h[key] for h in r["history"]], color="C0", lw=.8, alpha=.6)
+        ax.set_title(f"{METHODS[m].title}: {dict(score='reward', loss='loss')[key]}", fontsize=8); ax.tick_params(labelsize=7)
+    return axes[0, 0]
+
 
 # %% ../nbs/20_comparison.ipynb #9cc80e54
 _STYLE = """:root{color-scheme:light dark;--ink:#1b1b1b;--soft:#666;--line:#d8d8d8;--paper:#fff;--yes:#0b6e4f;--no:#a4262c}
@@ -594,28 +657,42 @@ def _html_table(head, lines):
     body = "".join("<tr>" + "".join(f'<td class="{tone.get(c, "")}">{html.escape(c)}</td>' for c in line) + "</tr>" for line in lines)
     return '<div class="wide"><table><tr>' + "".join(f"<th>{html.escape(h)}</th>" for h in head) + f"</tr>{body}</table></div>"
 
+# %% ../nbs/20_comparison.ipynb #df7ceaa4
+def _benchmarked(result, rows):
+    "What a benchmark's file and the rules that know nothing say; empty where nobody asked"
+    head, lines = _scores(rows)
+    start = next(r["report"] for r in result["rows"] if r["method"] == "start")
+    nothing = start.get("knows_nothing") and "; ".join(f"{k} {Estimate(**e)}" for k, e in start["knows_nothing"].items())
+    table = f"<h2>Benchmark: {html.escape(Path(result['plan']['benchmark']).name)}</h2>{_html_table(head, lines)}" if len(head) > 1 else ""
+    return table + (f"<p>Of the same held-out pairs, rules that know nothing tell right: {nothing}.</p>" if nothing else "")
+
+
 # %% ../nbs/20_comparison.ipynb #00ca8590
 def _lead(rows):
     "What was found, in a sentence or two"
-    top = max(rows, key=lambda r: r["gold"].mean)
+    key = "gold" if rows[0]["gold"] else "preference_accuracy"
+    top = max(rows, key=lambda r: r[key].mean)
     groups = {v: ", ".join(r["title"] for r in rows if r["versus_rlhf"] and r["versus_rlhf"][2] == v) for v in ("better", "tie", "worse", "not distinguishable")}
     said = "; ".join(f"<b>{v}</b>: {who}" for v, who in groups.items() if who)
-    return f"<p>Most gold: <b>{top['title']}</b>, {top['gold']}, from {top['feedback']}." + (f" Against RLHF: {said}." if said else "") + "</p>"
+    return f"<p>Best by {_RESULTS[key]}: <b>{top['title']}</b>, {top[key]}, from {top['feedback']}." + (f" Against RLHF: {said}." if said else "") + "</p>"
 
 def _answers(result):
     "Answers of the first seed's policies to a few prompts, side by side"
     first = [r for r in result["rows"] if r["seed"] == result["rows"][0]["seed"]]
     title = lambda m: METHODS[m].title if m in METHODS else m
-    return "".join(f"<h3>{html.escape(s['prompt'])}</h3>" + _html_table(("", "answer", "gold"), [[title(r["method"]), r["samples"][i]["completion"], f"{r['samples'][i]['gold']:.2f}"] for r in first]) for i, s in enumerate(first[0]["samples"][:3]))
+    def line(r, s): return [title(r["method"]), s["completion"], _written(s["gold"] and f"{s['gold']:.2f}")]
+    return "".join(f"<h3>{html.escape(_says(s['prompt']))}</h3>" + _html_table(("", "answer", "gold"), [line(r, r["samples"][i]) for r in first]) for i, s in enumerate(first[0]["samples"][:3]))
 
 def _page(result, rows, verdicts):
     "The whole comparison as one page that needs nothing else"
-    plan, figures = result["plan"], {"Gold by method: seeds as dots, the mean with its interval": plot_gold, "Gold against KL: what each method buys for its nats": plot_spending, "Attributes, minus the start's": plot_profile}
+    plan, figures = result["plan"], {"By method: seeds as dots, the mean with its interval": plot_gold, "Against KL: what each method buys for its nats": plot_spending, "Attributes, minus the start's": plot_profile, "Learning: what each method's own training sees, seeds as lines": plot_learning}
+    if not result["rows"][0]["report"].get("attributes"): figures.pop("Attributes, minus the start's")
+    if not any(r["history"] for r in result["rows"]): figures.popitem()
     failed = "<h2>Failed</h2>" + _html_table(("method", "seed", "why"), [[str(v) for v in f.values()] for f in result["failed"]]) if result["failed"] else ""
     pictures = "".join(f'<figure><img alt="{title}" src="{_ink(plot(result))}"><figcaption class="soft">{title}</figcaption></figure>' for title, plot in figures.items())
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>AlignLab: comparison</title><style>{_STYLE}</style></head><body>'
         f'<h1>Alignment methods, measured on {plan["lab"]}</h1><p class="soft">Budget {plan["budget"]}: each method learns from {plan["completions"]:,} completions. Reports read {plan["prompts"]} held-out prompts. Intervals are 95%, over seeds where there are several.</p>'
-        f'{_lead(rows)}{failed}<h2>Results</h2>{_html_table(*_lines(rows, _RESULTS))}<p class="soft">{_LEGEND}</p>{pictures}<h2>Costs</h2>{_html_table(*_lines(rows, _COSTS))}'
+        f'{_lead(rows)}{failed}<h2>Results</h2>{_html_table(*_lines(rows, _RESULTS))}<p class="soft">{_LEGEND}</p>{pictures}<h2>Costs</h2>{_html_table(*_lines(rows, _COSTS))}{_benchmarked(result, rows)}'
         f'<h2>The card, cell by cell</h2>{_html_table(("row", "column", "quoted", "verdict", "why"), [list(v.values()) for v in verdicts])}<h2>Answers</h2>{_answers(result)}</body></html>')
 
 # %% ../nbs/20_comparison.ipynb #9d5e8b23
