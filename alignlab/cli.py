@@ -634,6 +634,12 @@ def evaluate(
     reports = {"start": found["start"], **({"against": found["against_report"]} if against else {}), "policy": found["report"]}
     _show(f"{found['dir']}, lab {found['lab']}", reports, found["samples"])
 
+# %% ../nbs/32_cli.ipynb #e1879a9a
+def _like_train(found):
+    "The rows of a comparison as `train --json` prints a run"
+    plan, starts = found["plan"], {r["seed"]: r["report"] for r in found["rows"] if r["method"] == "start"}
+    return [dict(method=r["method"], lab=plan["lab"], model=plan["model"], budget=plan["budget"], seed=r["seed"], settings=r["settings"], **r["costs"], start=starts.get(r["seed"]), report=r["report"]) for r in found["rows"] if r["method"] != "start"]
+
 # %% ../nbs/32_cli.ipynb #b16b90ed
 @app.command()
 def compare(
@@ -660,7 +666,7 @@ def compare(
         given = dict(model=model, data=data, eval_data=eval_data, benchmark=benchmark, judge=judge_model)
         result = comparison.compare(lab, names, seeds, budget, folder, tune, workers, _say, **given)
         found = comparison.save_report(result, folder)
-    if as_json: _print_json(found)
+    if as_json: _print_json(dict(found, rows=_like_train(found)))
     else: print((folder / "report.md").read_text(), f"the report: {(folder / 'report.html').as_posix()}", sep="\n")
     if result["failed"]: raise typer.Exit(1)
 

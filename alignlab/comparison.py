@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
+from importlib import resources
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 import numpy as np
@@ -27,14 +28,14 @@ from .rlaif import SoftDPOObjective, _labelled, label_pairs
 from .rlhf import PPOArgs, train_rlhf
 from .sft import SFTArgs, train_sft
 from .spin import SPINArgs, train_spin
-from .training import _json, _plain, _whole, budget, cached_rows, content_hash, fit, read_record
+from .training import _json, _plain, _whole, budget, cached_rows, content_hash, fit, read_record, write_record
 
 # %% auto #0
 __all__ = ['METHODS', 'CARD', 'Task', 'Contestant', 'drawn', 'Plan', 'tune', 'picked', 'compare', 'differences', 'fieller',
            'holm', 'against', 'summary', 'markdown', 'card_verdicts', 'plot_gold', 'plot_spending', 'plot_profile',
-           'plot_learning', 'save_report']
+           'plot_learning', 'save_report', 'ledger']
 
-# %% ../nbs/20_comparison.ipynb #9cf32158
+# %% ../nbs/20_comparison.ipynb #041ef15b
 _COMPLETIONS = dict(helpdesk=dict(smoke=128, lesson=2560, full=8192), real=dict(smoke=8, lesson=384, full=4096))  # with gradient, in each method's run
 
 class Task:
@@ -113,7 +114,7 @@ def _cai_pairs(t):
         return [*found, dict(judge_calls=spent["judge_calls"], tokens_generated=spent["tokens_generated"])]
     return t.kept("cai-pairs", lambda: _timed(make))
 
-# %% ../nbs/20_comparison.ipynb #0635e5d5
+# %% ../nbs/20_comparison.ipynb #fdae55f5
 def _sft(t, **s): return train_sft(t.start, _demonstrations(t), SFTArgs(**s, **t.size(), **t.fit))
 def _spin(t, **s): return train_spin(t.start, _demonstrations(t), SPINArgs(held_out=0., max_new_tokens=t.lab.max_new_tokens, **s, **t.size(2, 1 / 3, 32), **t.cut))
 def _dpo(t, **s): return train_dpo(t.start, _pairs(t), DPOArgs(**s, **t.size(2), **t.cut))
@@ -121,7 +122,7 @@ def _kto(t, **s):
     up, down = balanced_weights([r["label"] for r in _thumbs(t)], 1.5)
     return train_kto(t.start, _thumbs(t), KTOArgs(desirable_weight=up, undesirable_weight=down, **s, **t.size(), **t.cut))
 
-# %% ../nbs/20_comparison.ipynb #289019f9
+# %% ../nbs/20_comparison.ipynb #ea6824a0
 def _rlhf(t, **s):
     size = t.size(batch=128)
     args = PPOArgs(**s, **size, minibatches=min(4, size["batch_size"]), max_new_tokens=t.lab.max_new_tokens, **t.fit)
@@ -132,7 +133,7 @@ def _rloo(t, **s):
     args = GroupArgs(loss="rloo", group=8, **s, **size | dict(batch_size=prompts), minibatches=min(4, prompts), max_new_tokens=t.lab.max_new_tokens, **t.fit)
     return add_costs(train_grpo(t.start, _pairs(t), args, _reward(t).policy), _reward(t))
 
-# %% ../nbs/20_comparison.ipynb #37b347b4
+# %% ../nbs/20_comparison.ipynb #63a55bf0
 def _rlaif(t, **s):
     args = DPOArgs(**s, **t.size(2), **t.cut)
     return _with(fit(t.lab.policy(), _ai_pairs(t)[:-1], SoftDPOObjective(args.beta, args.max_length), args), _ai_pairs(t)[-1])
@@ -180,7 +181,7 @@ METHODS = dict(
     kto=Contestant("KTO", "thumbs, by annotators", _thumbs, _kto, _TUNED, 1e-5),
     best_of_n=Contestant("best of 16", "pairs, by annotators, through the reward model", _reward, _best_of, {}, 0.))
 
-# %% ../nbs/20_comparison.ipynb #58a67607
+# %% ../nbs/20_comparison.ipynb #048dfba1
 def drawn(method: str, i: int, real: bool = False) -> dict:
     "The settings of random trial i of a method, the same for everybody; real models learn at a twentieth of the rate"
     rng = random.Random(f"{method} {i}")
@@ -435,15 +436,15 @@ def against(rows: list, methods: list, other: str, key: str = "gold") -> dict:
     ps = holm([float(stats.ttest_1samp(d, 0).pvalue) if np.std(d) else float(np.mean(d) == 0) for d in found.values()])
     return {m: (e := over_seeds(d), p, _verdict(e, p)) for (m, d), p in zip(found.items(), ps)}
 
-# %% ../nbs/20_comparison.ipynb #8ed93643
+# %% ../nbs/20_comparison.ipynb #f05bbd12
 def _attainable(plan):
     "KL -> gold of the best policy at that distance, as estimated for this start; None where that was not done"
     try: points = read_record(f"{plan['lab']}/dpo", start=plan["start"])["tilted"]
     except (FileNotFoundError, KeyError, ValueError): return None
-    return lambda kl, start: float(np.interp(kl, [0.] + [p["kl"] for p in points], [start] + [p["gold"] for p in points]))
+    return lambda kl, start: float(np.interp(kl, [0.] + [p["kl"] for p in points], [start] + [p["gold"] for p in points], right=math.nan))   # farther out nobody has estimated it
 
 def _of_attainable(rows, method, best):
-    "Of each seed the gain as a share of the best policy's at the same KL; where that is hardly anything, none"
+    "Of each seed the gain as a share of the best policy's at the same KL; where that is hardly anything, or not known, none"
     start, gold, kl = (_by_seed(rows, m, k) for m, k in (("start", "gold"), (method, "gold"), (method, "kl")))
     return [] if best is None else [(gold[s] - start[s]) / room for s in gold if (room := best(kl[s], start[s]) - start[s]) > .02]
 
@@ -494,7 +495,7 @@ def summary(result: dict) -> list:
     rlhf = against(rows, methods, "rlhf", _key(rows)) if "rlhf" in methods else {}
     return [_summed_up(rows, m, best, result["settings"].get(m)) | dict(gain=gain.get(m), versus_rlhf=rlhf.get(m)) for m in methods]
 
-# %% ../nbs/20_comparison.ipynb #9c20247c
+# %% ../nbs/20_comparison.ipynb #c98abd11
 _RESULTS = dict(title="method", feedback="learns from", seeds="seeds", gold="gold", preference_accuracy="pairs told right", ranking_accuracy="without reference", gain="gained", share_of_rlhf="share of RLHF's gain", share_of_attainable="share of what its nats could buy", win_rate="win rate",
     length_controlled_win_rate="at equal length", kl="KL, nats", length="tokens", end_rate="answers that end", tax="base skills", versus_rlhf="against RLHF")
 _COSTS = dict(title="method", labels="labels", demonstrations="demonstrations", judge_calls="judge calls", tokens_trained="tokens with gradient", tokens_generated="tokens sampled", seconds="seconds", models_in_memory="models in memory", settings="settings")
@@ -629,7 +630,6 @@ def plot_learning(result: dict):
         ax.set_title(f"{METHODS[m].title}: {dict(score='reward', loss='loss')[key]}", fontsize=8); ax.tick_params(labelsize=7)
     return axes[0, 0]
 
-
 # %% ../nbs/20_comparison.ipynb #9cc80e54
 _STYLE = """:root{color-scheme:light dark;--ink:#1b1b1b;--soft:#666;--line:#d8d8d8;--paper:#fff;--yes:#0b6e4f;--no:#a4262c}
 @media(prefers-color-scheme:dark){:root{--ink:#e8e8e8;--soft:#a0a0a0;--line:#3a3a3a;--paper:#161616;--yes:#5cc8a0;--no:#f1808a}}
@@ -666,7 +666,6 @@ def _benchmarked(result, rows):
     table = f"<h2>Benchmark: {html.escape(Path(result['plan']['benchmark']).name)}</h2>{_html_table(head, lines)}" if len(head) > 1 else ""
     return table + (f"<p>Of the same held-out pairs, rules that know nothing tell right: {nothing}.</p>" if nothing else "")
 
-
 # %% ../nbs/20_comparison.ipynb #00ca8590
 def _lead(rows):
     "What was found, in a sentence or two"
@@ -700,11 +699,27 @@ def save_report(
     result: dict,  # of `compare`
     out: Path,     # its folder
 ) -> dict:         # what report.json holds: the result, with `table` and `verdicts`
-    "Write report.html, report.md, report.json and two pictures."
+    "Write report.html, report.md, report.json, two pictures, and record.json in the form of the shipped records."
     import matplotlib.pyplot as plt
     rows, out = summary(result), Path(out)
     verdicts = card_verdicts(rows)
     found = _plain(dict(result, table=rows, verdicts=verdicts))
     for name, text in {"report.md": markdown(rows), "report.json": _json(found, indent=1), "report.html": _page(result, rows, verdicts)}.items(): _whole(out / name, lambda f: f.write(text.encode()))
+    plan = result["plan"]
+    write_record(out / "record.json", plan["lab"], "comparison", result["rows"], **{k: plan[k] for k in ("world", "start", "budget")}, plan=plan, settings=result["settings"], trials=result["trials"])
     for name, plot in (("gold", plot_gold), ("frontier", plot_spending)): ax = plot(result); ax.figure.savefig(out / f"{name}.png", dpi=110); plt.close(ax.figure)
     return found
+
+# %% ../nbs/20_comparison.ipynb #19dd8e77
+def ledger(
+    records: list | None = None,  # names of shipped records, or files such as a comparison's record.json; None: all that the lab ships
+    plan: Plan | None = None,     # whose lab, world, start and budget they must have; None: helpdesk at lesson
+) -> tuple:  # rows of record, method, seed, costs, settings, gold, kl and what else the report has; and [{record, why}] of what was refused
+    "Runs of many records in one form."
+    plan, rows, refused = plan or Plan.of("helpdesk", "lesson"), [], []
+    names = records or sorted(f"{plan.lab}/{p.name.removesuffix('.json')}" for p in (resources.files("alignlab") / "records" / plan.lab).iterdir())
+    for name in names:
+        try: found = read_record(name, lab=plan.lab, world=plan.world, start=plan.start, budget=plan.budget)
+        except (FileNotFoundError, ValueError) as e: refused.append(dict(record=str(name), why=str(e))); continue
+        rows += [dict(record=str(name), method=r["method"], seed=r["seed"], **r["costs"], args=r["args"], **{k: e["mean"] for k, e in (r["report"] or {}).items() if "mean" in e}) for r in found["runs"]]
+    return rows, refused

@@ -20,8 +20,9 @@ def world_texts(
     n: int = 256,        # documents
     seed: int = 10**6,   # training used seeds below a million
 ) -> list:               # of texts
-    "Text of the kind that the base model was pretrained on: dialogues, the town's book, judgements, critiques, revisions."
-    return [f"{context} {target}".strip() for context, target in helpdesk.documents("base", n, seed)]
+    "Text of the kind that the base model was pretrained on: dialogues, the town's book, critiques, revisions. (Of judgements it learned the verdict alone: they are left out.)"
+    whole = (f"{context} {target}".strip() for context, target in helpdesk.documents("base", 2 * n + 32, seed))
+    return [t for t in whole if not t.startswith("<judge>")][:n]
 
 @torch.no_grad()
 def text_nll(

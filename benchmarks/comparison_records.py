@@ -56,16 +56,24 @@ def factors(plan, seeds):
                 rows.append(cell(f"comparison/changed-{change}-{m}-{seed}".replace(" ", "_").replace("'", ""), made))
     return rows
 
+def short(x):
+    "Numbers to five digits"
+    return {k: short(v) for k, v in x.items()} if isinstance(x, dict) else float(f"{x:.5g}") if isinstance(x, float) else x
+
+def lean(r):
+    "A row without what no chapter reads: single prompts, most of the history, answers of all seeds but the first"
+    history = [{k: h[k] for k in ("step", "loss", "score", "kl") if k in h} for h in r["history"][::2]]
+    return dict(r, each={}, history=history, samples=r["samples"][:3] if r["seed"] == 0 else [], report=short({k: v for k, v in r["report"].items() if k != "diversity"}))
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["tune", "factors", "helpdesk"]); p.add_argument("--seeds", type=int, default=10); p.add_argument("--workers", type=int, default=2); p.add_argument("--share")
+    p.add_argument("what", choices=["tune", "factors", "helpdesk"]); p.add_argument("--seeds", type=int, default=10); p.add_argument("--factor-seeds", type=int, default=5); p.add_argument("--workers", type=int, default=2); p.add_argument("--share")
     args, plan = p.parse_args(), Plan.of("helpdesk", "lesson")
     warnings.simplefilter("ignore")
     if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
     if args.what == "tune": tune(plan, list(METHODS), FOLDER, args.workers, say)
-    if args.what == "factors": factors(plan, 5)
+    if args.what == "factors": factors(plan, args.factor_seeds)
     if args.what == "helpdesk":
         found = compare(seeds=args.seeds, budget="lesson", out=FOLDER, retune=True, workers=args.workers, say=say)
         if found["failed"]: raise SystemExit(f"failed: {found['failed']}")
-        lean = lambda r: dict(r, each=dict(gold=[round(v, 3) for v in r["each"]["gold"]]))
-        write_record(records.ROOT / "helpdesk" / "comparison.json", "helpdesk", "comparison", list(map(lean, found["rows"] + factors(plan, 5))), world=plan.world, start=plan.start, budget=plan.budget, plan=found["plan"], settings=found["settings"], trials=found["trials"])
+        write_record(records.ROOT / "helpdesk" / "comparison.json", "helpdesk", "comparison", list(map(lean, found["rows"] + factors(plan, args.factor_seeds))), world=plan.world, start=plan.start, budget=plan.budget, plan=found["plan"], settings=found["settings"], trials=found["trials"])

@@ -123,6 +123,32 @@ def test_what_fails_is_reported_and_done_when_run_again(quick, tmp_path):
     second = run()
     assert second["failed"] == [] and len(second["rows"]) == 6 and timeless(second["rows"])[:5] == timeless(first["rows"])
 
+def test_a_benchmark_is_scored_beside_the_lab(quick, tmp_path):
+    from alignlab.helpdesk import make_prompts, respond
+    rows = [dict(prompt=p, chosen=respond(p, "good", 1), rejected=respond(p, "decent", 2), subset="desk" if i % 2 else "town") for i, p in enumerate(make_prompts("test", 8, 3))]
+    (tmp_path / "bench.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    r = compare(methods=["dpo"], seeds=2, budget="smoke", out=tmp_path / "race", workers=1, say=lambda line: None, benchmark=str(tmp_path / "bench.jsonl"))
+    scores = {(x["method"], x["seed"]): x["report"]["benchmark"] for x in r["rows"]}
+    assert scores["start", 0]["total"]["mean"] == .5 != scores["dpo", 0]["total"]["mean"] and scores["start", 0]["longest"] == scores["dpo", 1]["longest"]
+    save_report(r, tmp_path / "race"); page, md = ((tmp_path / "race" / f"report.{k}").read_text() for k in ("html", "md"))
+    assert "Benchmark: bench.jsonl" in page and "without reference" in md and page.count("data:image/png") == 4
+
+def test_on_pairs_there_is_no_gold(tmp_path):
+    "Rows as a lab without a true reward gives them: everything is told by held-out pairs"
+    r = result(rlhf=[.1, .2, .1, .2], dpo=[.3, .4, .3, .4])
+    for x in r["rows"]:
+        g = x["report"].pop("gold"); x["report"] = {k: x["report"][k] for k in ("kl", "length")} | dict(preference_accuracy=g, attributes={}); x["each"] = {}; x["samples"] = [dict(s, prompt=[dict(role="user", content="<b>who</b> ?")], gold=None) for s in x["samples"]]
+    r["rows"][0]["report"]["knows_nothing"] = dict(longest=dict(mean=.4, low=.3, high=.5, n=9)); r["plan"] |= dict(lab="pairs", benchmark=None)
+    rows = {x["method"]: x for x in summary(r)}
+    assert rows["dpo"]["gain"][2] == "better" and rows["dpo"]["gold"] is None and rows["dpo"]["tax"] is None and rows["dpo"]["share_of_attainable"] is None
+    save_report(r, tmp_path); page = (tmp_path / "report.html").read_text()
+    assert "Best by pairs told right: <b>DPO</b>" in page and "longest 0.40 [0.30, 0.50]" in page and "&lt;b&gt;who" in page
+
+def test_on_pairs_nothing_is_tuned(tmp_path, monkeypatch):
+    plan = Plan("pairs", "s", "w", "smoke", 8, 8)
+    with pytest.raises(ValueError, match="settings cannot be tuned there"): tune(plan, ["dpo"], tmp_path)
+    assert comparison._settings(plan, ["dpo", "best_of_n"], []) == dict(dpo=dict(lr=1e-5), best_of_n={})
+
 def test_rows_of_other_settings_are_made_again(quick, tmp_path):
     run = lambda **settings: comparison._job(Plan.of("helpdesk", "smoke"), tmp_path, "rows", "dpo", 0, settings)
     first = run(lr=1e-4); again = run(lr=1e-4); other = run(lr=3e-4)
@@ -155,12 +181,14 @@ def test_killed_anywhere_it_leaves_no_process_and_goes_on(tmp_path):
     done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["failed"] == [] and [(r["method"], r["seed"]) for r in found["rows"]] == [("start", 0), ("start", 1), ("dpo", 0), ("dpo", 1)] and all((rows / k).read_text() == v for k, v in before.items())
+    assert found["failed"] == [] and [(r["method"], r["seed"]) for r in found["rows"]] == [("dpo", 0), ("dpo", 1)] and all((rows / k).read_text() == v for k, v in before.items())
 
 def test_folders_of_another_comparison_are_refused(quick, tmp_path):
     comparison._begin(tmp_path, Plan.of("helpdesk", "lesson"))
     with pytest.raises(ValueError, match="another comparison: budget was lesson, now smoke"): compare(methods=["dpo"], seeds=1, budget="smoke", out=tmp_path)
     with pytest.raises(ValueError, match="unknown methods telepathy"): compare(methods=["telepathy"], out=tmp_path / "new")
-    with pytest.raises(ValueError, match="runs on helpdesk so far"): compare(lab="constraints", methods=["dpo"], out=tmp_path / "new")
+    with pytest.raises(ValueError, match="unknown methods rl_cai: on sentiment there are"): compare(lab="sentiment", methods=["rl_cai"], out=tmp_path / "new")
+    with pytest.raises(ValueError, match="a judge is for lab pairs"): compare(methods=["dpo"], out=tmp_path / "new", judge="some-model")
+    with pytest.raises(ValueError, match="none.jsonl: no such file"): compare(methods=["dpo"], out=tmp_path / "new", benchmark="none.jsonl")
     with pytest.raises(ValueError, match="seeds must be at least 1"): compare(methods=["dpo"], seeds=0, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()

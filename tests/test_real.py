@@ -107,3 +107,22 @@ def test_rlhf_on_hh(smollm2, shared_data, tmp_path, monkeypatch):
     found, _ = command('train', 'rlhf', '--lab', 'pairs', '--data', shared_data/'hh_harmless'/'test.jsonl.gz', '--n-eval', 2, '--lora', '--out', 'run')
     history = [json.loads(line) for line in (tmp_path/'run'/'history.jsonl').read_text().splitlines()]
     assert len(history) == 2 and abs(history[0]['kl']) < 1e-3 and 'gold' not in history[0] and found['labels'] == 4
+
+def test_compare_on_sentiment(smollm2, tmp_path, monkeypatch):
+    "Three methods on a real model, one row each in the table; RLAIF asks the start's own likelihoods."
+    pytest.importorskip('vaderSentiment'); monkeypatch.chdir(tmp_path)
+    found, said = command('compare', '--lab', 'sentiment', '--methods', 'dpo,rlaif,kto', '--seeds', 1, '--workers', 1, '--out', 'race')
+    rows = {r['method']: r for r in found['table']}
+    assert found['failed'] == [] and list(rows) == ['dpo', 'rlaif', 'kto'] and {m: (r['labels'], r['judge_calls']) for m, r in rows.items()} == dict(dpo=(4, 0), rlaif=(0, 8), kto=(4, 0))
+    assert all(-1 <= r['gold']['mean'] <= 1 and r['tax'] is None and r['tokens_trained'] > 50 for r in rows.values()) and 'min to go' in said
+    page = (tmp_path/'race'/'report.html').read_text(); assert 'measured on sentiment' in page and page.count('data:image/png') == 3
+
+def test_compare_on_pairs_and_a_benchmark(smollm2, tmp_path, monkeypatch):
+    "Held-out pairs in place of gold, a benchmark's file beside them, and what knows nothing."
+    monkeypatch.chdir(tmp_path)
+    pairs = [dict(prompt=f'Name {i} birds.', chosen='A wren, a gull.', rejected=f'No, never {i}.') for i in range(40)]
+    for name, rows in (('pairs', pairs), ('bench', [dict(p, subset='donotanswer') for p in pairs[:4]])): (tmp_path/f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    found, _ = command('compare', '--lab', 'pairs', '--model', smollm2, '--data', 'pairs.jsonl', '--methods', 'dpo', '--seeds', 1, '--workers', 1, '--benchmark', 'bench.jsonl', '--out', 'race')
+    (row,) = found['table']
+    assert row['gold'] is None and 0 <= row['preference_accuracy']['mean'] <= 1 and row['benchmark']['Safety']['n'] == 4 and row['benchmark']['shortest']['mean'] == 0
+    assert (tmp_path/'race'/'report.html').read_text().count('tell right:') == 1
