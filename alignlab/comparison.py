@@ -495,9 +495,9 @@ def summary(result: dict) -> list:
     rlhf = against(rows, methods, "rlhf", _key(rows)) if "rlhf" in methods else {}
     return [_summed_up(rows, m, best, result["settings"].get(m)) | dict(gain=gain.get(m), versus_rlhf=rlhf.get(m)) for m in methods]
 
-# %% ../nbs/20_comparison.ipynb #c98abd11
-_RESULTS = dict(title="method", feedback="learns from", seeds="seeds", gold="gold", preference_accuracy="pairs told right", ranking_accuracy="without reference", gain="gained", share_of_rlhf="share of RLHF's gain", share_of_attainable="share of what its nats could buy", win_rate="win rate",
-    length_controlled_win_rate="at equal length", kl="KL, nats", length="tokens", end_rate="answers that end", tax="base skills", versus_rlhf="against RLHF")
+# %% ../nbs/20_comparison.ipynb #18b8ff56
+_RESULTS = dict(title="method", gold="gold", preference_accuracy="pairs told right", ranking_accuracy="without reference", gain="gained", share_of_rlhf="share of RLHF's gain", share_of_attainable="share of what its nats could buy", win_rate="win rate",
+    length_controlled_win_rate="at equal length", kl="KL, nats", length="tokens", end_rate="answers that end", tax="base skills", versus_rlhf="against RLHF", seeds="seeds", feedback="learns from")
 _COSTS = dict(title="method", labels="labels", demonstrations="demonstrations", judge_calls="judge calls", tokens_trained="tokens with gradient", tokens_generated="tokens sampled", seconds="seconds", models_in_memory="models in memory", settings="settings")
 
 def _written(x):
@@ -553,7 +553,7 @@ def _said_of_complexity(row, rows):
     level = {m: "Low Medium High".split().index(c[2].split()[0]) for m, c in CARD.items()}
     mine = level[row["method"]]
     wrong = [CARD[r["method"]][0] for r in rows if r["method"] in CARD and (level[r["method"]] - mine) * (r["seconds"] - row["seconds"]) < 0]
-    facts = f"{row['seconds']:.0f} s, {row['models_in_memory']:.0f} models in memory, {row['tokens_generated']:,.0f} tokens sampled, {len(METHODS[row['method']].space)} settings to find"
+    facts = f"{row['seconds']:.0f} s, {row['models_in_memory']:.0f} model{'s' * (row['models_in_memory'] > 1)} in memory, {row['tokens_generated']:,.0f} tokens sampled, {len(METHODS[row['method']].space)} settings to find"
     return (_NO, f"{facts}; out of order with {', '.join(wrong)}") if wrong else (_YES, facts)
 
 def _said_of_performance(quoted, row):
@@ -635,7 +635,7 @@ _STYLE = """:root{color-scheme:light dark;--ink:#1b1b1b;--soft:#666;--line:#d8d8
 @media(prefers-color-scheme:dark){:root{--ink:#e8e8e8;--soft:#a0a0a0;--line:#3a3a3a;--paper:#161616;--yes:#5cc8a0;--no:#f1808a}}
 body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:0 auto;padding:1rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
-td{white-space:nowrap}td:nth-child(2),td:last-child{white-space:normal;min-width:9rem}td:first-child,th:first-child{position:sticky;left:0;background:var(--paper)}
+td{white-space:nowrap}td.long{white-space:normal;min-width:18rem}td:first-child,th:first-child{position:sticky;left:0;background:var(--paper)}
 th{color:var(--soft);font-weight:600}figure{margin:1rem 0}img{max-width:100%;height:auto}.soft{color:var(--soft)}.yes{color:var(--yes)}.no{color:var(--no)}h1{line-height:1.2}"""
 _LEGEND = """<b>Gold</b>: the lab's true reward, which no method sees. <b>Gained</b>: over the start. <b>Share of RLHF's gain</b>: Fieller's interval, undefined where RLHF itself gained nothing that can be told from 0.
 <b>Share of what its nats could buy</b>: gain over that of the best policy at the same KL. <b>Win rate</b>: against the start; <b>at equal length</b>: with length taken out. <b>KL</b>: from the start, a response.
@@ -645,16 +645,17 @@ _LEGEND = """<b>Gold</b>: the lab's true reward, which no method sees. <b>Gained
 def _ink(ax):
     "An axes' figure as a data URI, with ink that reads on white and on black"
     import matplotlib.pyplot as plt
-    legend = ax.get_legend()
-    for text in (ax.xaxis.label, ax.yaxis.label, *(x for x in ax.texts if x.get_gid() != "cell"), *(legend.get_texts() if legend else [])): text.set_color("#808080")
-    ax.tick_params(colors="#808080"); ax.spines[:].set_color("#808080")
-    file = io.BytesIO(); ax.figure.savefig(file, dpi=110, transparent=True); plt.close(ax.figure)
+    for a in ax.figure.axes:
+        legend = a.get_legend()
+        for text in (a.title, a.xaxis.label, a.yaxis.label, *(x for x in a.texts if x.get_gid() != "cell"), *(legend.get_texts() if legend else [])): text.set_color("#808080")
+        a.tick_params(colors="#808080"); a.spines[:].set_color("#808080")
+    file = io.BytesIO(); ax.figure.savefig(file, dpi=110, transparent=True, bbox_inches="tight"); plt.close(ax.figure)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 def _html_table(head, lines):
-    "A table that scrolls by itself; verdicts in their colours"
+    "A table that scrolls by itself; verdicts in their colours, long cells in several lines"
     tone = {_YES: "yes", _NO: "no"}
-    body = "".join("<tr>" + "".join(f'<td class="{tone.get(c, "")}">{html.escape(c)}</td>' for c in line) + "</tr>" for line in lines)
+    body = "".join("<tr>" + "".join(f'<td class="{tone.get(c, "long" * (len(c) > 45))}">{html.escape(c)}</td>' for c in line) + "</tr>" for line in lines)
     return '<div class="wide"><table><tr>' + "".join(f"<th>{html.escape(h)}</th>" for h in head) + f"</tr>{body}</table></div>"
 
 # %% ../nbs/20_comparison.ipynb #df7ceaa4
@@ -707,7 +708,7 @@ def save_report(
     for name, text in {"report.md": markdown(rows), "report.json": _json(found, indent=1), "report.html": _page(result, rows, verdicts)}.items(): _whole(out / name, lambda f: f.write(text.encode()))
     plan = result["plan"]
     write_record(out / "record.json", plan["lab"], "comparison", result["rows"], **{k: plan[k] for k in ("world", "start", "budget")}, plan=plan, settings=result["settings"], trials=result["trials"])
-    for name, plot in (("gold", plot_gold), ("frontier", plot_spending)): ax = plot(result); ax.figure.savefig(out / f"{name}.png", dpi=110); plt.close(ax.figure)
+    for name, plot in (("gold", plot_gold), ("frontier", plot_spending)): ax = plot(result); ax.figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight"); plt.close(ax.figure)
     return found
 
 # %% ../nbs/20_comparison.ipynb #19dd8e77
