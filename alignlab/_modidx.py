@@ -117,6 +117,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'alignlab.comparison._job': ('comparison.html#_job', 'alignlab/comparison.py'),
                                      'alignlab.comparison._key': ('comparison.html#_key', 'alignlab/comparison.py'),
                                      'alignlab.comparison._kto': ('comparison.html#_kto', 'alignlab/comparison.py'),
+                                     'alignlab.comparison._lab': ('comparison.html#_lab', 'alignlab/comparison.py'),
                                      'alignlab.comparison._lead': ('comparison.html#_lead', 'alignlab/comparison.py'),
                                      'alignlab.comparison._lines': ('comparison.html#_lines', 'alignlab/comparison.py'),
                                      'alignlab.comparison._look': ('comparison.html#_look', 'alignlab/comparison.py'),

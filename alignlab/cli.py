@@ -648,7 +648,7 @@ def compare(
     seeds: Annotated[int, _opt("0, 1, … so many: a seed fixes prompts, labels and training for all methods alike.", min=1)] = 5,
     budget: Annotated[str | None, _opt("smoke, lesson or full; else what ALIGNLAB_BUDGET says.")] = None,
     tune: Annotated[bool, _opt("First repeat the random trials by which settings are picked, in place of the shipped record's picks.", "--tune")] = False,
-    workers: Annotated[int | None, _opt("Processes.", min=1, show_default="one a core; one on a GPU")] = None,
+    workers: Annotated[int | None, _opt("Processes.", min=1, show_default="one a core; one alone on a GPU or with a real model")] = None,
     model: Annotated[str | None, _opt("Start of all methods.", show_default="the lab's")] = None,
     data: Annotated[str | None, _opt("Of lab pairs: file of preferences.")] = None,
     eval_data: Annotated[str | None, _opt("Pairs to measure on; without it a tenth of the prompts is held out.")] = None,

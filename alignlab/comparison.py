@@ -214,9 +214,12 @@ class Plan:
         return cls(lab, content_hash(opened.start.model), opened.world, b.name, _COMPLETIONS["real" if real else lab][b.name], dict(smoke=8, lesson=64, full=256)[b.name] if real else b.prompts, **given)
 
 @cache
-def _task(plan, seed, folder):
-    who = dict(annotator=Annotator(seed=seed)) if plan.lab == "helpdesk" else {}
-    return Task(open_lab(plan.lab, model=plan.model, **{k: getattr(plan, k) for k in ("data", "eval_data") if getattr(plan, k)}, **who), seed, plan.completions, folder)
+def _lab(plan, annotators):
+    "The plan's lab; helpdesk with annotators of its own for each seed"
+    given = {k: v for k in ("model", "data", "eval_data") if (v := getattr(plan, k))}
+    return open_lab(plan.lab, **given, **(dict(annotator=Annotator(seed=annotators)) if plan.lab == "helpdesk" else {}))
+@cache
+def _task(plan, seed, folder): return Task(_lab(plan, seed if plan.lab == "helpdesk" else None), seed, plan.completions, folder)
 
 # %% ../nbs/20_comparison.ipynb #d10d6a20
 def _more(plan, t, policy):
@@ -361,7 +364,7 @@ def compare(
     budget: str | None = None,  # smoke, lesson or full
     out: Path = Path("runs/compare"),  # keeps each row as it ends: what was interrupted goes on
     retune: bool = False,    # repeat the trials first, in place of the shipped record's settings
-    workers: int | None = None,  # processes; by default one a core, and one on a GPU
+    workers: int | None = None,  # processes; by default one a core, but one alone on a GPU or with a real model, of which each holds its own
     say=print,               # told how it goes
     **given,                 # of Plan: model, data, eval_data, benchmark, judge
 ) -> dict:  # plan, settings, trials, rows (method, seed, settings, costs, report, each, samples, history) and what failed
@@ -371,7 +374,7 @@ def compare(
     unknown = [m for m in methods if m not in there]
     if unknown: raise ValueError(f"unknown methods {', '.join(unknown)}: on {lab} there are {', '.join(there)}")
     if seeds < 1: raise ValueError(f"seeds must be at least 1, not {seeds}")
-    plan, out, workers = Plan.of(lab, budget, **given), Path(out), workers or (1 if torch.cuda.is_available() else os.cpu_count())
+    plan, out, workers = Plan.of(lab, budget, **given), Path(out), workers or (1 if torch.cuda.is_available() or lab != "helpdesk" else os.cpu_count())
     _begin(out, plan)
     tried, failed = tune(plan, methods, out, workers, say) if retune else ([], [])
     settings, jobs = _settings(plan, methods, tried), [(m, s) for m in ("start", *methods) for s in range(seeds)]
