@@ -598,7 +598,7 @@ def _measure(folder, against, lab, model, data, n, seed):
     return found | dict(samples=_samples(lab, policies, seed))
 
 # %% ../nbs/32_cli.ipynb #66ccde5a
-def _benchmarked(folder, lab, model, benchmark, judge_model, n, seed):
+def _benchmarked(folder, lab, model, benchmark, judge_model, n, max_new_tokens, seed):
     "A policy's scores on a benchmark's file, as an object"
     from alignlab.benchmarks import read_benchmark, score_benchmark
     from alignlab.models import load_policy
@@ -610,7 +610,7 @@ def _benchmarked(folder, lab, model, benchmark, judge_model, n, seed):
     start = load_policy(model, chat=(lab or meta.get("lab")) != "sentiment")
     policy = _load(place, SimpleNamespace(start=start, model=model))
     _say(f"scoring on {benchmark}")
-    scores = score_benchmark(policy, benchmark, start, judge_model and open_judge(judge_model), n, seed=seed)
+    scores = score_benchmark(policy, benchmark, start, judge_model and open_judge(judge_model), n, max_new_tokens, seed)
     return dict(dir=Path(folder).as_posix(), benchmark=Path(benchmark).name, form=form, model=model, seed=seed, report={k: dict(e) for k, e in scores.items()})
 
 # %% ../nbs/32_cli.ipynb #4f8a7d6d
@@ -624,11 +624,12 @@ def evaluate(
     n: Annotated[int | None, _opt("Held-out prompts; items of a benchmark.", "--n", min=1)] = None,
     benchmark: Annotated[str | None, _opt("A file in the form of RewardBench, IFEval or AlpacaEval: its scores, in place of the lab's report.")] = None,
     judge_model: Annotated[str | None, _opt("For AlpacaEval's form: a model on a server ($OPENAI_BASE_URL).")] = None,
+    max_new_tokens: Annotated[int, _opt("Of a benchmark's reply, where replies are generated.", min=1)] = 1024,
     seed: Annotated[int, _opt("Of the choice of prompts and of sampling.")] = 0,
     as_json: Annotated[bool, _opt("One JSON object on standard output.", "--json")] = False,
 ):
     "Measure the policy in DIR, beside what it started from."
-    with contextlib.redirect_stdout(sys.stderr): found = _benchmarked(folder, lab, model, benchmark, judge_model, n, seed) if benchmark else _measure(folder, against, lab, model, data, n, seed)
+    with contextlib.redirect_stdout(sys.stderr): found = _benchmarked(folder, lab, model, benchmark, judge_model, n, max_new_tokens, seed) if benchmark else _measure(folder, against, lab, model, data, n, seed)
     if as_json: return _print_json(found)
     if benchmark: return _show(f"{found['dir']}, {found['form']} in {found['benchmark']}", dict(policy=found["report"]), [])
     reports = {"start": found["start"], **({"against": found["against_report"]} if against else {}), "policy": found["report"]}

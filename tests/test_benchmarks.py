@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignlab.benchmarks import _CHECKS, SECTIONS, by_section, follows, implicit_rewards, read_benchmark, score_benchmark, score_ifeval, score_pairs, trivial_pairs
+from alignlab.benchmarks import _CHECKS, _language, SECTIONS, by_section, follows, implicit_rewards, read_benchmark, score_benchmark, score_ifeval, score_pairs, trivial_pairs
 from alignlab.models import load_policy
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -32,9 +32,13 @@ def test_forms(tmp_path):
 
 def test_faults_name_file_and_row(tmp_path):
     pair = dict(prompt="p", chosen="a", rejected="b", subset="x")
-    with pytest.raises(ValueError, match="line 2: lacks rejected"): read_benchmark(write(tmp_path / "a.jsonl", [pair, dict(pair, rejected=None)]))
+    with pytest.raises(ValueError, match="line 2: no usable rejected"): read_benchmark(write(tmp_path / "a.jsonl", [pair, dict(pair, rejected=None)]))
     with pytest.raises(ValueError, match="no such file"): read_benchmark(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="chosen"): read_benchmark(write(tmp_path / "b.jsonl", [dict(question="?")]))
+    with pytest.raises(ValueError, match="no usable rejected"): read_benchmark(write(tmp_path / "e.jsonl", [dict(pair, rejected=[])]))
+    (tmp_path / "f.csv").write_text("prompt,instruction_id_list,kwargs\np,['punctuation:no_comma'],[{}]\n")
+    with pytest.raises(ValueError, match="no usable instruction_id_list, kwargs"): read_benchmark(tmp_path / "f.csv")
+    with pytest.raises(ValueError, match="all rows are Ties"): by_section([dict(subset="Ties")], torch.ones(1))
     (tmp_path / "c.jsonl").write_text("")
     with pytest.raises(ValueError, match="no rows"): read_benchmark(tmp_path / "c.jsonl")
 
@@ -48,7 +52,7 @@ def test_pairs_are_ranked_whatever_the_scale(scores, scale, shift):
 
 def test_four_replies():
     four = dict(prompt="p", chosen=["right"], rejected=["a", "b", "c"])
-    for scores, right in (([2., 1., 0., -1.], 1.), ([2., 2., 0., 0.], .5), ([2., 0., 0., 3.], 0.)): assert score_pairs([four], torch.tensor(scores)).tolist() == [right]
+    for scores, right in (([2., 1., 0., -1.], 1.), ([2., 2., 0., 0.], .5), ([0., 0., 0., 0.], .25), ([2., 0., 0., 3.], 0.)): assert score_pairs([four], torch.tensor(scores)).tolist() == [right]
     with pytest.raises(ValueError, match="3 scores for 4"): score_pairs([four], torch.zeros(3))
 
 def test_sections_as_published():
@@ -109,12 +113,14 @@ def test_ifeval_scores():
     rows = [dict(prompt="a", instruction_id_list=["punctuation:no_comma", "change_case:english_lowercase"], kwargs=[{}, None]), dict(prompt="b", instruction_id_list=[IF], kwargs=[dict(num_words=2, relation="at least", keywords=None)])]
     found = score_ifeval(rows, ["one, two", "two words"])
     assert found["prompt_strict"].mean == .5 and found["instruction_strict"].mean == pytest.approx(2 / 3)
+    assert score_ifeval(rows * 9, ["one, two", "two words"] * 9)["instruction_strict"].n == 18            # prompts are the units
+    with pytest.raises(ValueError, match="need the package langdetect"): score_ifeval([dict(rows[0], instruction_id_list=["language:response_language"], kwargs=[dict(language="fr")])], ["oui"]) if _language("oui", "fr") is None else pytest.skip("langdetect is there")
     with pytest.raises(ValueError, match="unknown instruction 'x'"): follows("a", "x")
     with pytest.raises(ValueError, match=f"{IF}: wrong arguments"): follows("a", IF, dict(words=3))
     with pytest.raises(ValueError, match="2 prompts and 1 replies"): score_ifeval(rows, ["a"])
 
 def test_needs_a_judge_or_a_reference(tmp_path, start):
-    with pytest.raises(ValueError, match="give a judge"): score_benchmark(start, write(tmp_path / "a.jsonl", [dict(instruction="p", output="a")]))
+    with pytest.raises(ValueError, match="give a judge"): score_benchmark(start, write(tmp_path / "a.jsonl", [dict(instruction="p", output="a", generator="g")]))
     with pytest.raises(ValueError, match="reference"): score_benchmark(start, write(tmp_path / "b.jsonl", [dict(prompt="p", chosen="a", rejected="b", subset="x")]))
 
 def test_longest_and_shortest_are_opposites():
