@@ -694,7 +694,7 @@ def _page(result, rows, verdicts):
     failed = "<h2>Failed</h2>" + _html_table(("method", "seed", "why"), [[str(v) for v in f.values()] for f in result["failed"]]) if result["failed"] else ""
     pictures = "".join(f'<figure><img alt="{title}" src="{_ink(plot(result))}"><figcaption class="soft">{title}</figcaption></figure>' for title, plot in figures.items())
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>AlignLab: comparison</title><style>{_STYLE}</style></head><body>'
-        f'<h1>Alignment methods, measured on {plan["lab"]}</h1><p class="soft">Budget {plan["budget"]}: each method learns from {plan["completions"]:,} completions. Reports read {plan["prompts"]} held-out prompts. Intervals are 95%, over seeds where there are several.</p>'
+        f'<h1>Alignment methods, measured on {plan["lab"]}</h1><p class="soft">Budget {plan["budget"]}: each method learns from {plan["completions"]:,} completions. Reports read {plan["prompts"]} held-out prompts, so shares move in steps of {1 / plan["prompts"]:.3f}. Intervals are 95%, over seeds where there are several.</p>'
         f'{_lead(rows)}{failed}<h2>Results</h2>{_html_table(*_lines(rows, _RESULTS))}<p class="soft">{_LEGEND}</p>{pictures}<h2>Costs</h2>{_html_table(*_lines(rows, _COSTS))}{_benchmarked(result, rows)}'
         f'<h2>The card, cell by cell</h2>{_html_table(("row", "column", "quoted", "verdict", "why"), [list(v.values()) for v in verdicts])}<h2>Answers</h2>{_answers(result)}</body></html>')
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from alignlab import comparison
-from alignlab.comparison import METHODS, Contestant, Plan, against, card_verdicts, compare, differences, drawn, fieller, holm, markdown, save_report, summary, tune
+from alignlab.comparison import METHODS, Contestant, Plan, against, card_verdicts, compare, differences, drawn, fieller, holm, ledger, markdown, save_report, summary, tune
 
 numbers = st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=3, max_size=12)
 
@@ -51,18 +51,26 @@ def row(method, seed, gold, kl=1., **more):
     e = lambda v: dict(mean=v, low=v - .1, high=v + .1, n=8)
     costs = dict(seconds=10., tokens_trained=5, tokens_generated=0, labels=100, demonstrations=0, judge_calls=0, models_in_memory=1)
     report = dict(gold=e(gold), win_rate=e(.6), length_controlled_win_rate=e(.6), kl=e(kl), length=e(30.), end_rate=e(1.), attributes=dict(helpful=e(gold)), skills=dict(judge=e(.9)))
-    return dict(method=method, seed=seed, settings={}, costs={} if method == "start" else costs, report=report, each=dict(gold=[gold, gold + .2, gold - .1]),
+    return dict(method=method, seed=seed, args={}, start=None, settings={}, costs={} if method == "start" else costs, report=report, each=dict(gold=[gold, gold + .2, gold - .1]),
                 samples=[dict(prompt="<b>who</b> ?", completion="<script>x</script>", gold=gold)], history=[]) | more
 
 def result(**golds):
     rows = [row("start", s, -.3) for s in range(4)] + [row(m, s, g) for m, gs in golds.items() for s, g in enumerate(gs)]
-    return dict(plan=dict(lab="helpdesk", budget="smoke", completions=128, prompts=8), settings={}, trials=[], rows=rows, failed=[])
+    return dict(plan=dict(lab="helpdesk", start="s", world="w", budget="smoke", completions=128, prompts=8, benchmark=None), settings={}, trials=[], rows=rows, failed=[])
 
 def test_differences_are_taken_seed_by_seed_and_of_one_seed_prompt_by_prompt():
     r = result(dpo=[.1, .3, .2, .4], kto=[.0, .2, .1, .3])["rows"]
     assert differences(r, "dpo", "kto") == pytest.approx([.1] * 4)
     one = [x for x in r if x["seed"] == 2]
     assert differences(one, "dpo", "kto") == pytest.approx([.1] * 3) and differences([x for x in r if x["method"] != "kto"], "dpo", "kto") == []
+
+def test_a_comparison_joins_the_ledger_and_what_differs_is_refused(tmp_path):
+    save_report(result(dpo=[.1, .2, .1, .2]), tmp_path)
+    plan = Plan("helpdesk", "s", "w", "smoke", 128, 8)
+    rows, refused = ledger([tmp_path / "record.json", "helpdesk/dpo"], plan)
+    assert len(rows) == 8 and [r["gold"] for r in rows if r["method"] == "dpo"] == [.1, .2, .1, .2] and all(r["record"].endswith("record.json") for r in rows)
+    (no,) = refused; assert no["record"] == "helpdesk/dpo" and "world is" in no["why"] and "start is" in no["why"] and "budget is lesson, not smoke" in no["why"]
+    rows, refused = ledger(); assert len(rows) > 500 and len({r["record"] for r in rows}) >= 8 and [r["record"] for r in refused] == ["helpdesk/constitutional"]
 
 def test_a_tie_is_a_finding_and_noise_is_none():
     r = result(rlhf=[.10, .20, .15, .12], dpo=[.11, .19, .16, .12], kto=[.5, .62, .55, .5], sft=[.9, -.8, .3, -.2])["rows"]
