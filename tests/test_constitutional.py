@@ -9,7 +9,6 @@ from alignlab.constitutional import _changes
 from alignlab.dpo import DPOArgs
 from alignlab.helpdesk import PRINCIPLES, make_prompts, principle_score, respond, role_message
 from alignlab.judges import LMJudge
-from alignlab.labs import open_lab
 from alignlab.models import add_lora, load_policy
 from alignlab.reward_model import RewardArgs
 from alignlab.rlhf import PPOArgs

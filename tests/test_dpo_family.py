@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from alignlab.dpo import DPOArgs, dpo_loss, train_dpo
+from alignlab.dpo import DPOArgs, dpo_loss
 from alignlab.dpo_family import RELATIVES, RelativeArgs, RelativeObjective, cdpo_loss, hinge_loss, ipo_loss, orpo_loss, robust_loss, simpo_loss, train_online_dpo, train_relative
 from alignlab.models import Policy
 from alignlab.tabular import expected_pair_loss, fit_tabular, optimal_policy, preference_prob

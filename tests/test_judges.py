@@ -4,7 +4,7 @@ from types import SimpleNamespace as NS
 import matplotlib; matplotlib.use('Agg')
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from alignlab.helpdesk import PRINCIPLES, Annotator, build_tokenizer, gold, make_prompts, principle_score, respond, role_message
+from alignlab.helpdesk import PRINCIPLES, Annotator, build_tokenizer, gold, make_prompts, respond, role_message
 from alignlab.judges import *
 from alignlab.judges import _ask, _kappa, _next_logps, _pick
 from conftest import ROOT

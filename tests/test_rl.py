@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from alignlab.group_rl import LOSSES, GroupArgs, GroupObjective, group_advantages, group_loss, k3, train_grpo
 from alignlab.helpdesk import gold, make_prompts, respond
 from alignlab.models import Policy, add_lora, group_logps, load_policy
-from alignlab.reward_model import RewardArgs, RewardModel, RewardObjective, load_reward_model, normalise, reward_loss, reward_model, token_scores, train_reward, worst_of
+from alignlab.reward_model import RewardArgs, RewardObjective, load_reward_model, reward_loss, reward_model, train_reward, worst_of
 from alignlab.rlhf import PPOArgs, PPOObjective, adapt_beta, gae, new_critic, ppo_loss, sample_logps, score_samples, token_rewards, token_values, train_rlhf, value_loss, whiten
 from alignlab.sft import new_model
 from alignlab.tabular import optimal_policy

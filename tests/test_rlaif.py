@@ -12,7 +12,7 @@ from alignlab.preferences import collect_preferences
 from alignlab.reward_model import RewardArgs
 from alignlab.rlaif import *
 from alignlab.rlhf import PPOArgs
-from test_real_judges import Fake, wordy
+from test_real_judges import Fake
 
 close, nan = torch.testing.assert_close, math.nan
 quick = settings(derandomize=True, deadline=None, max_examples=60)
