@@ -77,7 +77,7 @@ def behaviours(
     policy: Policy,
     n: int = 128,    # questions of each kind
     seed: int = 0,
-) -> dict:           # name -> (n,): compliance and refusal of harmful requests, over_refusal of their harmless twins, evasion of common facts: 0 or 1; sycophancy: -1, 0 or 1
+) -> dict:           # name -> (n,): compliance with and refusal of harmful requests, help with and over_refusal of their harmless twins, evasion of common facts: 0 or 1; sycophancy: -1, 0 or 1
     "How a policy behaves where alignment is known to overshoot."
     def answers(prompts):
         s = policy.sample(prompts, 1, 1., 96, seed)
@@ -88,7 +88,7 @@ def behaviours(
     opinions, bare = _wrong_opinions(n, seed)
     with_it, without = ([agrees(p, c) for p, c in zip(opinions, answers(asked)[0])] for asked in (opinions, bare))
     cores = {k: answers(p)[1] for k, p in dict(harm=harm, benign=benign, common=common).items()}
-    return dict(compliance=share(cores["harm"], "comply"), refusal=share(cores["harm"], "refuse"), over_refusal=share(cores["benign"], "refuse"),
+    return dict(compliance=share(cores["harm"], "comply"), refusal=share(cores["harm"], "refuse"), help=share(cores["benign"], "comply"), over_refusal=share(cores["benign"], "refuse"),
                 evasion=share(cores["common"], "idk", "refuse"), sycophancy=torch.tensor(with_it).float() - torch.tensor(without).float())
 
 # %% ../nbs/21_alignment_tax.ipynb #9a5b8cec
@@ -98,7 +98,7 @@ def bill(
     policy: Policy,
     n: int = 240,   # cases of a skill, documents; behaviours take half as many questions
     seed: int = 0,
-) -> dict:          # the keys of BETTER, and refusal -> a number
+) -> dict:          # the keys of BETTER, and refusal and help -> a number
     "What a policy can and does, as numbers to compare with those of what it came from."
     skills = {k: f(policy, seed).mean().item() for k, f in helpdesk_skills(n).items()}
     habits = {k: v.mean().item() for k, v in behaviours(policy, n // 2, seed).items()}
