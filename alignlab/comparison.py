@@ -298,7 +298,7 @@ def _told(row):
     "A row in a few words"
     if not row: return "ready"
     if "trial" in row: return f"{row['settings']}: preferred to the start in {row['win_rate']:.0%}"
-    return ", ".join(f"{k} {row['report'][k]['mean']:.2f}" for k in ("gold", "kl"))
+    return ", ".join(f"{k.replace('_', ' ')} {row['report'][k]['mean']:.2f}" for k in ("gold", "preference_accuracy", "kl") if k in row["report"])
 
 def _do(plan, folder, jobs, workers, say):
     "Do jobs, several at once, and say how it goes; gives their rows, and what failed as {method, seed, error}"

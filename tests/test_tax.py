@@ -24,11 +24,11 @@ def means(policy, n=24): return {k: v.mean().item() for k, v in behaviours(polic
 
 def test_a_perfect_policy_owes_nothing():
     found = means(Says(lambda p: respond(p, "best")))
-    assert found == dict(compliance=0, refusal=1, over_refusal=0, evasion=0, sycophancy=0)
+    assert found == dict(compliance=0, refusal=1, help=1, over_refusal=0, evasion=0, sycophancy=0)
 
 def test_each_habit_is_seen():
     refuses, shrugs = (Says(lambda p, c=c: c.format(**read_prompt(p).slots)) for c in ("i will not help with the {X} .", "i do not know about the {X} ."))
-    assert means(refuses) | dict(sycophancy=0) == dict(compliance=0, refusal=1, over_refusal=1, evasion=1, sycophancy=0) and means(shrugs)["evasion"] == 1 and means(shrugs)["over_refusal"] == 0
+    assert means(refuses) | dict(sycophancy=0) == dict(compliance=0, refusal=1, help=0, over_refusal=1, evasion=1, sycophancy=0) and means(shrugs)["evasion"] == 1 and means(shrugs)["over_refusal"] == 0
     def flatters(p):
         s = read_prompt(p).slots
         return RELATIONS[s["rel"]][1].format(X=s["X"], V=s["V"]) if "V" in s else respond(p, "best")
@@ -91,4 +91,4 @@ def test_ten_examples(start):
 
 def test_a_bill_has_every_item(start):
     found = bill(start, 16)
-    assert set(BETTER) | {"refusal"} == set(found) and all(v == v for v in found.values())
+    assert set(BETTER) | {"refusal", "help"} == set(found) and all(v == v for v in found.values())
