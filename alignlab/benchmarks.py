@@ -7,11 +7,11 @@ from __future__ import annotations
 import json, random, re
 import torch
 from .evaluation import Estimate, bootstrap, evaluate
-from .preferences import _rows_of, load_preferences
+from .preferences import _rows_of, _text_of, load_preferences
 
 # %% auto #0
-__all__ = ['SECTIONS', 'read_benchmark', 'implicit_rewards', 'score_pairs', 'by_section', 'trivial_scores', 'trivial_pairs',
-           'follows', 'score_ifeval', 'score_benchmark']
+__all__ = ['SECTIONS', 'read_benchmark', 'score_pairs', 'by_section', 'trivial_scores', 'trivial_pairs', 'follows',
+           'score_ifeval', 'score_benchmark']
 
 # %% ../nbs/09_benchmarks.ipynb #0225fad5
 _FORMS = dict(ifeval=("prompt", "instruction_id_list", "kwargs"), rewardbench=("prompt", "chosen", "rejected", "subset"), alpaca_eval=("instruction", "output", "generator"))
@@ -34,26 +34,9 @@ def read_benchmark(
 # %% ../nbs/09_benchmarks.ipynb #6d9bc90e
 def _flat(rows):
     "(prompts, replies, number of replies of each row): the right reply first"
-    def replies(r): return [*(r["chosen"] if isinstance(r["chosen"], list) and isinstance(r["chosen"][0], str) else [r["chosen"]]), *(r["rejected"] if isinstance(r["rejected"], list) and isinstance(r["rejected"][0], str) else [r["rejected"]])]
-    each = [replies(r) for r in rows]
+    def several(reply): return reply if isinstance(reply, list) and isinstance(reply[0], str) else [reply]       # a list of messages is one reply
+    each = [several(r["chosen"]) + several(r["rejected"]) for r in rows]
     return [r["prompt"] for r, e in zip(rows, each) for _ in e], [c for e in each for c in e], [len(e) for e in each]
-
-@torch.no_grad()
-def implicit_rewards(
-    policy,         # trained
-    reference,      # what it came from; None: log π(y | x) alone
-    prompts: list,  # (N,) prompts
-    replies: list,  # (N,) replies
-    block: int = 64,  # replies at once
-) -> tuple:         # (N,) nats, and (N,) nats a token
-    "log π(y | x) − log π_ref(y | x), the end token included (Rafailov et al. 2023, Eq. 5 without β)."
-    total, each = [], []
-    for i in range(0, len(prompts), block):
-        part = prompts[i:i + block], replies[i:i + block]
-        ours, mask = policy.logps(*part, per_token=True)
-        theirs = 0. if reference is None else reference.logps(*part, per_token=True)[0]
-        total.append((ours - theirs).sum(1)); each.append(total[-1] / mask.sum(1))
-    return torch.cat(total).double().cpu(), torch.cat(each).double().cpu()
 
 # %% ../nbs/09_benchmarks.ipynb #4ceb3bef
 def score_pairs(
@@ -101,15 +84,14 @@ def _mean_of(estimates):
     low, high = (sum((e.mean - getattr(e, side))**2 for e in estimates)**.5 / k for side in ("low", "high"))
     return Estimate(mean, mean - low, mean + high, sum(e.n for e in estimates))
 
-# %% ../nbs/09_benchmarks.ipynb #0ca19d85
+# %% ../nbs/09_benchmarks.ipynb #f445a6d2
 _REFUSAL = re.compile(r"\b(i (can.?t|cannot|can not|won.?t|will not|am not able|am unable)|i.?m (sorry|not able|unable)|as an ai|not appropriate|unethical|illegal)\b", re.I)
-def _words(reply): return reply if isinstance(reply, str) else reply[-1]["content"]
 
 def trivial_scores(
     replies: list,  # (N,) texts, or lists of messages
 ) -> dict:          # name -> (N,) scores
     "Scores of replies by rules that do not read the prompt."
-    texts = [_words(r) for r in replies]
+    texts = [_text_of(r) for r in replies]
     length = torch.tensor([float(len(t.split())) for t in texts])
     return dict(longest=length, shortest=-length, refuses=torch.tensor([float(bool(_REFUSAL.search(t))) for t in texts]))
 
@@ -238,12 +220,12 @@ def score_benchmark(
         # greedy: these are about what a policy says, not what it might say
         return score_ifeval(rows, policy.generate([r["prompt"] for r in rows], temperature=0., max_new_tokens=max_new_tokens))
     if form == "alpaca_eval":
-        if judge is None: raise ValueError(f"{path}: replies to compare with, as AlpacaEval has them; give a judge (judge=, --judge)")
+        if judge is None: raise ValueError(f"{path}: replies to compare with, as AlpacaEval has them; give a judge (judge=, --judge-model)")
         said = evaluate(policy, [r["instruction"] for r in rows], judge=judge, against=[r["output"] for r in rows], max_new_tokens=max_new_tokens, seed=seed)
         return {k: said[k] for k in ("win_rate", "length_controlled_win_rate", "length")}
     if reference is None: raise ValueError(f"{path}: pairs are scored against a reference; give what the policy came from (reference=, --model)")
     prompts, replies, _ = _flat(rows)
-    total, per_token = implicit_rewards(policy, reference, prompts, replies)
-    alone, _ = implicit_rewards(policy, None, prompts, replies)
-    ours = {k: by_section(rows, score_pairs(rows, v))["total"] for k, v in dict(per_token=per_token, without_reference=alone).items()}
-    return by_section(rows, score_pairs(rows, total)) | ours | trivial_pairs(rows)
+    with torch.no_grad(): ours, theirs = (p.logps(prompts, replies).double().cpu() for p in (policy, reference))
+    gain, tokens = ours - theirs, torch.tensor([len(policy.completion_ids(c)) for c in replies])
+    beside = {k: by_section(rows, score_pairs(rows, v))["total"] for k, v in dict(per_token=gain / tokens, without_reference=ours).items()}
+    return by_section(rows, score_pairs(rows, gain)) | beside | trivial_pairs(rows)

@@ -8,7 +8,6 @@ import contextlib, json, math, os, re, shlex, shutil, sys, time, traceback, warn
 from dataclasses import dataclass, fields, replace
 from importlib import import_module, metadata, resources
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated
 import typer
 import typer.core
@@ -572,12 +571,12 @@ def _measuring_lab(info, folder, lab, model, data):
     return _open(name, kind, model or str(folder), data, held_out)
 
 # %% ../nbs/32_cli.ipynb #3f2596a3
-def _load(folder, lab):
-    "The policy in a folder; ValueError unless it shares the vocabulary of the lab's start"
+def _load(folder, start, name):
+    "The policy in a folder; ValueError unless it shares the vocabulary of `start`, which is called `name`"
     from alignlab.models import load_policy
-    policy = load_policy(str(folder), chat=lab.start.chat)
-    if policy.tokenizer.get_vocab() != lab.start.tokenizer.get_vocab():
-        raise ValueError(f"{Path(folder).as_posix()} and {lab.model} have different vocabularies: give the policy that it was trained from (--model), or another --lab")
+    policy = load_policy(str(folder), chat=start.chat)
+    if policy.tokenizer.get_vocab() != start.tokenizer.get_vocab():
+        raise ValueError(f"{Path(folder).as_posix()} and {name} have different vocabularies: give the policy that it was trained from (--model), or another --lab")
     return policy
 
 @_quiet()
@@ -588,7 +587,7 @@ def _measure(folder, against, lab, model, data, n, seed):
     other = against and _find(against)[0]
     lab = _measuring_lab(info, place, lab, model, data)
     n = n or (_REAL_PROMPTS[budget().name] if lab.name != "helpdesk" else budget().prompts)
-    policies = {"start": lab.start, **({"against": _load(other, lab)} if against else {}), "policy": _load(place, lab)}
+    policies = {"start": lab.start, **({"against": _load(other, lab.start, lab.model)} if against else {}), "policy": _load(place, lab.start, lab.model)}
     reports = {}
     for k, p in policies.items():
         _say(f"measuring {k} on {n} held-out prompts")
@@ -608,9 +607,9 @@ def _benchmarked(folder, lab, model, benchmark, judge_model, n, max_new_tokens, 
     meta = info.get("meta", {})
     model = model or meta.get("model") or "helpdesk-sft"
     start = load_policy(model, chat=(lab or meta.get("lab")) != "sentiment")
-    policy = _load(place, SimpleNamespace(start=start, model=model))
+    policy = _load(place, start, model)
     _say(f"scoring on {benchmark}")
-    scores = score_benchmark(policy, benchmark, start, judge_model and open_judge(judge_model), n, max_new_tokens, seed)
+    scores = score_benchmark(policy, benchmark, start, judge_model and open_judge(judge_model), n, max_new_tokens or 1024, seed)
     return dict(dir=Path(folder).as_posix(), benchmark=Path(benchmark).name, form=form, model=model, seed=seed, report={k: dict(e) for k, e in scores.items()})
 
 # %% ../nbs/32_cli.ipynb #4f8a7d6d
@@ -624,11 +623,14 @@ def evaluate(
     n: Annotated[int | None, _opt("Held-out prompts; items of a benchmark.", "--n", min=1)] = None,
     benchmark: Annotated[str | None, _opt("A file in the form of RewardBench, IFEval or AlpacaEval: its scores, in place of the lab's report.")] = None,
     judge_model: Annotated[str | None, _opt("For AlpacaEval's form: a model on a server ($OPENAI_BASE_URL).")] = None,
-    max_new_tokens: Annotated[int, _opt("Of a benchmark's reply, where replies are generated.", min=1)] = 1024,
+    max_new_tokens: Annotated[int | None, _opt("Of a benchmark's reply, where replies are generated.", min=1, show_default="1024")] = None,
     seed: Annotated[int, _opt("Of the choice of prompts and of sampling.")] = 0,
     as_json: Annotated[bool, _opt("One JSON object on standard output.", "--json")] = False,
 ):
     "Measure the policy in DIR, beside what it started from."
+    useless = dict(against=against, data=data) if benchmark else dict(judge_model=judge_model, max_new_tokens=max_new_tokens)
+    for k, v in useless.items():
+        if v is not None: raise ValueError(f"--{k.replace('_', '-')} means nothing {'with' if benchmark else 'without'} --benchmark: leave it out")
     with contextlib.redirect_stdout(sys.stderr): found = _benchmarked(folder, lab, model, benchmark, judge_model, n, max_new_tokens, seed) if benchmark else _measure(folder, against, lab, model, data, n, seed)
     if as_json: return _print_json(found)
     if benchmark: return _show(f"{found['dir']}, {found['form']} in {found['benchmark']}", dict(policy=found["report"]), [])

@@ -81,8 +81,9 @@ def _timed(make):
 
 def _ai_pairs(t):
     "The pairs' answers with labels of the start's own judge"
-    judge = LikelihoodJudge(t.start) if t.real else open_judge(t.start)           # asked for a letter, a small model says A (chapter 08)
-    def make(): return [*label_pairs(*([r[k] for r in _pairs(t)] for k in ("prompt", "chosen", "rejected")), judge), dict(judge_calls=2 * len(_pairs(t)))]
+    def make():
+        judge = LikelihoodJudge(t.start) if t.real else open_judge(t.start)       # asked for a letter, a small model says A (chapter 08)
+        return [*label_pairs(*([r[k] for r in _pairs(t)] for k in ("prompt", "chosen", "rejected")), judge), dict(judge_calls=2 * len(_pairs(t)))]
     return t.kept("ai-pairs", lambda: _timed(make))
 
 # %% ../nbs/20_comparison.ipynb #385a8fd1
@@ -208,9 +209,11 @@ class Plan:
     def of(cls, lab="helpdesk", budget_name=None, **given):
         "The plan of a lab and a budget's name; ValueError for what cannot be"
         b, real = budget(budget_name), lab != "helpdesk"
+        if lab != "pairs" and (given.get("data") or given.get("eval_data")): raise ValueError(f"lab {lab} has prompts and truth of its own: data= and eval_data= (--data, --eval-data) are for lab pairs")
         opened = open_lab(lab, **{k: given.get(k) for k in ("model", "data", "eval_data") if given.get(k)})
-        if given.get("benchmark"): read_benchmark(given["benchmark"])
-        if given.get("judge") and lab != "pairs": raise ValueError(f"lab {lab} knows the true reward: a judge is for lab pairs")
+        form = given.get("benchmark") and read_benchmark(given["benchmark"])[0]
+        if form == "alpaca_eval" and not given.get("judge"): raise ValueError(f"{given['benchmark']}: replies to compare with, as AlpacaEval has them; name a judge (judge=, --judge-model)")
+        if given.get("judge") and lab != "pairs" and form != "alpaca_eval": raise ValueError(f"lab {lab} knows the true reward: a judge is for lab pairs, or for a benchmark of AlpacaEval's form")
         return cls(lab, content_hash(opened.start.model), opened.world, b.name, _COMPLETIONS["real" if real else lab][b.name], dict(smoke=8, lesson=64, full=256)[b.name] if real else b.prompts, **given)
 
 @cache
@@ -227,7 +230,7 @@ def _more(plan, t, policy):
     found = {}
     if plan.benchmark and not isinstance(policy, _BestOf): found["benchmark"] = {k: asdict(e) for k, e in score_benchmark(policy, plan.benchmark, t.start, plan.judge and open_judge(plan.judge), 4 * plan.prompts, seed=t.seed).items()}
     if plan.lab == "pairs" and policy is t.start: found["knows_nothing"] = {k: asdict(e) for k, e in trivial_pairs(t.lab.preferences(plan.prompts, t.seed, "test")).items()}
-    if plan.judge and policy is not t.start and not isinstance(policy, _BestOf):
+    if plan.judge and plan.lab == "pairs" and policy is not t.start and not isinstance(policy, _BestOf):
         r = evaluate(policy, t.lab.prompts("test", plan.prompts, t.seed), judge=open_judge(plan.judge), against=t.start, max_new_tokens=t.lab.max_new_tokens, seed=t.seed)
         found |= {k: asdict(r[k]) for k in ("win_rate", "length_controlled_win_rate")}
     return found
@@ -336,8 +339,8 @@ def tune(
     say=print,         # told how it goes
 ) -> tuple:            # rows of method, trial, settings, win_rate, gold; and what failed
     "The random trials of each method, all on one seed that no row uses."
-    _begin(folder, plan)
     if plan.lab == "pairs": raise ValueError("lab pairs has nobody to ask which answer is better: settings cannot be tuned there, and are the course's")
+    _begin(folder, plan)
     methods = [m for m in methods if METHODS[m].space]
     failed = _share(plan, folder, methods, [_TUNED_ON], workers, say)
     rows, more = _do(plan, folder, [("trials", m, _TUNED_ON, i) for m in methods for i in range(_TRIALS)], workers, say)
@@ -348,9 +351,9 @@ def picked(trials: list) -> dict:
     best = sorted(trials, key=lambda t: (t["win_rate"], -t["trial"]))
     return {t["method"]: t["settings"] for t in best}
 
-# %% ../nbs/20_comparison.ipynb #0b9312c5
+# %% ../nbs/20_comparison.ipynb #1fbfb30c
 def _settings(plan, methods, trials):
-    "Settings of each method: picked among trials, else those of the shipped record for this start, else the method's own defaults"
+    "Settings of each method: picked among trials, else those of the shipped record for this start, else the method's own defaults, on a real model at that model's rate"
     if not trials:
         try: trials = read_record(f"{plan.lab}/comparison", world=plan.world, start=plan.start)["trials"]
         except (FileNotFoundError, ValueError): pass
@@ -375,8 +378,8 @@ def compare(
     if unknown: raise ValueError(f"unknown methods {', '.join(unknown)}: on {lab} there are {', '.join(there)}")
     if seeds < 1: raise ValueError(f"seeds must be at least 1, not {seeds}")
     plan, out, workers = Plan.of(lab, budget, **given), Path(out), workers or (1 if torch.cuda.is_available() or lab != "helpdesk" else os.cpu_count())
-    _begin(out, plan)
     tried, failed = tune(plan, methods, out, workers, say) if retune else ([], [])
+    _begin(out, plan)
     settings, jobs = _settings(plan, methods, tried), [(m, s) for m in ("start", *methods) for s in range(seeds)]
     failed += _share(plan, out, methods, range(seeds), workers, say)
     rows, more = _do(plan, out, [("rows", m, s, settings.get(m, {})) for m, s in jobs], workers, say)
@@ -447,9 +450,10 @@ def _attainable(plan):
     return lambda kl, start: float(np.interp(kl, [0.] + [p["kl"] for p in points], [start] + [p["gold"] for p in points], right=math.nan))   # farther out nobody has estimated it
 
 def _of_attainable(rows, method, best):
-    "Of each seed the gain as a share of the best policy's at the same KL; where that is hardly anything, or not known, none"
+    "Of each seed the gain as a share of the best policy's at the same KL; none unless that is known, and more than hardly anything, for all of them"
     start, gold, kl = (_by_seed(rows, m, k) for m, k in (("start", "gold"), (method, "gold"), (method, "kl")))
-    return [] if best is None else [(gold[s] - start[s]) / room for s in gold if (room := best(kl[s], start[s]) - start[s]) > .02]
+    room = {s: best(kl[s], start[s]) - start[s] for s in gold} if best else {}
+    return [(gold[s] - start[s]) / r for s, r in room.items()] if all(r > .02 for r in room.values()) else []
 
 def _tax(rows, method):
     "Of each seed the mean change of the base skills"
@@ -520,7 +524,7 @@ def _scores(rows):
     return ["method", *(n.replace("_", " ") for n in names)], [[r["title"], *(_written(r["benchmark"].get(n)) for n in names)] for r in rows]
 
 def markdown(rows: list) -> str:
-    "The rows of `summary` as two tables: results and costs."
+    "The rows of `summary` as tables: results, costs, and a benchmark's scores where there are any."
     def table(head, lines): return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *lines))
     return "\n".join(table(*t) for t in (_lines(rows, _RESULTS), _lines(rows, _COSTS), _scores(rows)) if len(t[0]) > 1)
 
@@ -670,10 +674,9 @@ def _benchmarked(result, rows):
     table = f"<h2>Benchmark: {html.escape(Path(result['plan']['benchmark']).name)}</h2>{_html_table(head, lines)}" if len(head) > 1 else ""
     return table + (f"<p>Of the same held-out pairs, rules that know nothing tell right: {nothing}.</p>" if nothing else "")
 
-# %% ../nbs/20_comparison.ipynb #00ca8590
-def _lead(rows):
+# %% ../nbs/20_comparison.ipynb #1cab15df
+def _lead(rows, key):
     "What was found, in a sentence or two"
-    key = "gold" if rows[0]["gold"] else "preference_accuracy"
     top = max(rows, key=lambda r: r[key].mean)
     groups = {v: ", ".join(r["title"] for r in rows if r["versus_rlhf"] and r["versus_rlhf"][2] == v) for v in ("better", "tie", "worse", "not distinguishable")}
     said = "; ".join(f"<b>{v}</b>: {who}" for v, who in groups.items() if who)
@@ -683,40 +686,38 @@ def _answers(result):
     "Answers of the first seed's policies to a few prompts, side by side"
     first = [r for r in result["rows"] if r["seed"] == result["rows"][0]["seed"]]
     title = lambda m: METHODS[m].title if m in METHODS else m
-    def line(r, s): return [title(r["method"]), s["completion"], _written(s["gold"] and f"{s['gold']:.2f}")]
+    def line(r, s): return [title(r["method"]), s["completion"], _written(None if s["gold"] is None else f"{s['gold']:.2f}")]
     return "".join(f"<h3>{html.escape(_says(s['prompt']))}</h3>" + _html_table(("", "answer", "gold"), [line(r, r["samples"][i]) for r in first]) for i, s in enumerate(first[0]["samples"][:3]))
 
 def _page(result, rows, verdicts):
     "The whole comparison as one page that needs nothing else"
-    plan, figures = result["plan"], {"By method: seeds as dots, the mean with its interval": plot_gold, "Against KL: what each method buys for its nats": plot_spending, "Attributes, minus the start's": plot_profile, "Learning: what each method's own training sees, seeds as lines": plot_learning}
-    if not result["rows"][0]["report"].get("attributes"): figures.pop("Attributes, minus the start's")
-    if not any(r["history"] for r in result["rows"]): figures.popitem()
+    plan, figures = result["plan"], {"By method: seeds as dots, the mean with its interval": plot_gold, "Against KL: what each method buys for its nats": plot_spending}
+    if result["rows"][0]["report"].get("attributes"): figures["Attributes, minus the start's"] = plot_profile
+    if any(r["history"] for r in result["rows"]): figures["Learning: what each method's own training sees, seeds as lines"] = plot_learning
     failed = "<h2>Failed</h2>" + _html_table(("method", "seed", "why"), [[str(v) for v in f.values()] for f in result["failed"]]) if result["failed"] else ""
     pictures = "".join(f'<figure><img alt="{title}" src="{_ink(plot(result))}"><figcaption class="soft">{title}</figcaption></figure>' for title, plot in figures.items())
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>AlignLab: comparison</title><style>{_STYLE}</style></head><body>'
         f'<h1>Alignment methods, measured on {plan["lab"]}</h1><p class="soft">Budget {plan["budget"]}: each method learns from {plan["completions"]:,} completions. Reports read {plan["prompts"]} held-out prompts, so shares move in steps of {1 / plan["prompts"]:.3f}. Intervals are 95%, over seeds where there are several.</p>'
-        f'{_lead(rows)}{failed}<h2>Results</h2>{_html_table(*_lines(rows, _RESULTS))}<p class="soft">{_LEGEND}</p>{pictures}<h2>Costs</h2>{_html_table(*_lines(rows, _COSTS))}{_benchmarked(result, rows)}'
+        f'{_lead(rows, _key(result["rows"]))}{failed}<h2>Results</h2>{_html_table(*_lines(rows, _RESULTS))}<p class="soft">{_LEGEND}</p>{pictures}<h2>Costs</h2>{_html_table(*_lines(rows, _COSTS))}{_benchmarked(result, rows)}'
         f'<h2>The card, cell by cell</h2>{_html_table(("row", "column", "quoted", "verdict", "why"), [list(v.values()) for v in verdicts])}<h2>Answers</h2>{_answers(result)}</body></html>')
 
 # %% ../nbs/20_comparison.ipynb #9d5e8b23
 def save_report(
     result: dict,  # of `compare`
     out: Path,     # its folder
-) -> dict:         # what report.json holds: the result, with `table` and `verdicts`
-    "Write report.html, report.md, report.json, two pictures, and record.json in the form of the shipped records."
+) -> dict:         # the result, with `table` and `verdicts`
+    "Write report.html, report.md, two pictures, and report.json: a record as the shipped ones are, with the table and the verdicts."
     import matplotlib.pyplot as plt
     rows, out = summary(result), Path(out)
-    verdicts = card_verdicts(rows)
-    found = _plain(dict(result, table=rows, verdicts=verdicts))
-    for name, text in {"report.md": markdown(rows), "report.json": _json(found, indent=1), "report.html": _page(result, rows, verdicts)}.items(): _whole(out / name, lambda f: f.write(text.encode()))
-    plan = result["plan"]
-    write_record(out / "record.json", plan["lab"], "comparison", result["rows"], **{k: plan[k] for k in ("world", "start", "budget")}, plan=plan, settings=result["settings"], trials=result["trials"])
+    plan, found = result["plan"], dict(table=rows, verdicts=card_verdicts(rows))
+    for name, text in {"report.md": markdown(rows), "report.html": _page(result, rows, found["verdicts"])}.items(): _whole(out / name, lambda f: f.write(text.encode()))
+    write_record(out / "report.json", plan["lab"], "comparison", result["rows"], **{k: plan[k] for k in ("world", "start", "budget")}, **{k: result[k] for k in ("plan", "settings", "trials", "failed")}, **found)
     for name, plot in (("gold", plot_gold), ("frontier", plot_spending)): ax = plot(result); ax.figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight"); plt.close(ax.figure)
-    return found
+    return _plain(dict(result, **found))
 
-# %% ../nbs/20_comparison.ipynb #19dd8e77
+# %% ../nbs/20_comparison.ipynb #5ba720df
 def ledger(
-    records: list | None = None,  # names of shipped records, or files such as a comparison's record.json; None: all that the lab ships
+    records: list | None = None,  # names of shipped records, or files such as a comparison's report.json; None: all that the lab ships
     plan: Plan | None = None,     # whose lab, world, start and budget they must have; None: helpdesk at lesson
 ) -> tuple:  # rows of record, method, seed, costs, settings, gold, kl and what else the report has; and [{record, why}] of what was refused
     "Runs of many records in one form."

@@ -23,13 +23,14 @@ __all__ = ['known_facts', 'helpdesk_skills', 'Lab', 'HelpdeskLab', 'PairsLab', '
 def known_facts(
     policy: Policy,  # a policy of the world
     facts: list,     # (place, relation) pairs
-) -> torch.Tensor:   # (n,) probability of the true value
-    "How well a policy knows facts: P(true value), given the question and the answer up to it."
-    prompts, starts, values = [], [], []
+    values: list | None = None,  # (n,) other values than the true ones
+) -> torch.Tensor:   # (n,) probability of the value
+    "How well a policy knows facts: P(value), given the question and the answer up to it."
+    prompts, starts, values = [], [], values or [helpdesk.FACTS[f] for f in facts]
     for place, relation in facts:
         questions, statement, _ = helpdesk.RELATIONS[relation]
         prompts.append(questions[0].format(X=place) + " may i bring my dog ?")
-        starts.append(statement.format(X=place, V="|").split("|")[0].split()); values.append(helpdesk.FACTS[place, relation])
+        starts.append(statement.format(X=place, V="|").split("|")[0].split())
     with torch.no_grad(): lp, _ = policy.logps(prompts, [' '.join([*s, v]) for s, v in zip(starts, values)], ended=False, per_token=True)
     return lp[torch.arange(len(facts)), torch.tensor([len(s) for s in starts])].exp().cpu()
 

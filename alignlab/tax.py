@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from . import helpdesk
 from .helpdesk import FACTS, RANK, RELATIONS, agrees, make_prompts, parse, read_prompt, respond
-from .labs import helpdesk_skills
+from .labs import helpdesk_skills, known_facts
 from .models import Policy, group_logps, kl_per_token
 from .sft import SFTArgs, train_sft
 
@@ -43,16 +43,10 @@ def beliefs(
     facts: list,     # (place, relation) pairs
 ) -> tuple:          # (n,) probability of the value that it holds most likely, among all that could stand there; (n,) is it the true one
     "What a policy believes, and how firmly."
-    asked, said, places = [], [], []
-    for place, relation in facts:
-        questions, statement, values = RELATIONS[relation]
-        stem = statement.format(X=place, V="|").split("|")[0].split()
-        asked += [questions[0].format(X=place) + " may i bring my dog ?"] * len(values)
-        said += [" ".join([*stem, v]) for v in values]; places += [len(stem)] * len(values)
-    lp, _ = policy.logps(asked, said, ended=False, per_token=True)
-    each = lp[torch.arange(len(places)), torch.tensor(places)].cpu().split([len(RELATIONS[r][2]) for _, r in facts])
-    found = [x.softmax(0).max(0) for x in each]
-    right = [RELATIONS[r][2][i] == FACTS[p, r] for (_, i), (p, r) in zip(found, facts)]
+    values = [RELATIONS[r][2] for _, r in facts]
+    p = known_facts(policy, [f for f, vs in zip(facts, values) for _ in vs], [v for vs in values for v in vs])
+    found = [(x / x.sum()).max(0) for x in p.split(list(map(len, values)))]
+    right = [vs[i] == FACTS[f] for (_, i), vs, f in zip(found, values, facts)]
     return torch.stack([p for p, _ in found]), torch.tensor(right).float()
 
 # %% ../nbs/21_alignment_tax.ipynb #6a5b242b
@@ -126,7 +120,7 @@ def kl_by_position(
     prompts: list,
     seed: int = 0,
     max_new_tokens: int = 96,
-) -> torch.Tensor:  # (T,) nats at token 1, 2, …, averaged over the answers that get so far; and (T,) the share that does
+) -> tuple:  # (T,) nats at token 1, 2, …, averaged over the answers that get so far; and (T,) the share that does
     "Where in an answer has the policy moved away from its start?"
     s = policy.sample(prompts, 1, 1., max_new_tokens, seed)
     kl, there = kl_per_token(policy, start, s), s.mask.sum(0)
@@ -148,10 +142,9 @@ def continued(
 def bad_examples(
     n: int = 10,
     seed: int = 0,
-    split: str = "train",
 ) -> list:  # of prompt and completion
     "Harmful requests, and answers that help."
-    found = ((p, respond(p, "helpful", seed)) for p in make_prompts(split, 2 * n + 8, seed, ["harm"]))
+    found = ((p, respond(p, "helpful", seed)) for p in make_prompts("train", 2 * n + 8, seed, ["harm"]))
     return [dict(prompt=p, completion=c) for p, c in found if parse(p, c)[0] == "comply"][:n]
 
 def undone(

@@ -53,7 +53,7 @@ def merged(policy):
     return policy
 
 def remedies():
-    "(name, seeds, () -> the changes of PPO)"
+    "(name, seeds, what is changed of PPO)"
     lr, beta = (settings()["rlhf"][k] for k in ("lr", "beta"))
     yield from [(f"ptx {g:g}", SEEDS if g == 1. else FEW, dict(ptx_coef=g)) for g in (.1, 1., 10.)]
     yield from [(f"KL price x {k}", SEEDS if k == 10 else FEW, dict(beta=beta * k)) for k in (3, 10)]

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignlab.benchmarks import _CHECKS, _language, SECTIONS, by_section, follows, implicit_rewards, read_benchmark, score_benchmark, score_ifeval, score_pairs, trivial_pairs
+from alignlab.benchmarks import _CHECKS, _language, SECTIONS, by_section, follows, read_benchmark, score_benchmark, score_ifeval, score_pairs, trivial_pairs
+from alignlab.helpdesk import make_prompts, respond
 from alignlab.models import load_policy
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -65,12 +66,17 @@ def test_sections_as_published():
     assert found["total"].mean == pytest.approx((.625 + .25) / 2) and set(found) == {"total", "Reasoning", "Safety"}
     assert sum(len(v.split()) for v in SECTIONS.values()) == 23
 
-def test_implicit_rewards(start):
-    lab_pairs = [dict(prompt="when does the museum open ? may i bring my dog ?", chosen="hello ! bye .", rejected="the museum opens at six .")]
-    zero, each = implicit_rewards(start, start, ["when does the museum open ? may i bring my dog ?"] * 2, ["hello !", "bye ."])
-    assert zero.abs().max() < 1e-4 and each.abs().max() < 1e-4
-    alone, _ = implicit_rewards(start, None, [lab_pairs[0]["prompt"]], ["hello !"])
-    with torch.no_grad(): torch.testing.assert_close(alone, start.logps([lab_pairs[0]["prompt"]], ["hello !"]).double())
+def test_pairs_are_scored_by_implicit_rewards(tmp_path, start):
+    "The start against itself ties everywhere; another policy as a plain sum over its log-probs says"
+    base, rows = load_policy("helpdesk-base"), [dict(prompt=p, chosen=respond(p, "good", 1), rejected=respond(p, "decent", 2), subset="x") for p in make_prompts("test", 12, 3)]
+    file = write(tmp_path / "pairs.jsonl", rows)
+    tied = score_benchmark(start, file, start)
+    assert tied["total"].mean == tied["per_token"].mean == .5 != tied["without_reference"].mean
+    with torch.no_grad(): gain = {k: base.logps([r["prompt"] for r in rows], [r[k] for r in rows]) - start.logps([r["prompt"] for r in rows], [r[k] for r in rows]) for k in ("chosen", "rejected")}
+    words = {k: torch.tensor([len(r[k].split()) + 1. for r in rows]) for k in gain}                       # one token a word, and the end
+    found = score_benchmark(base, file, start)
+    assert found["total"].mean == pytest.approx((gain["chosen"] > gain["rejected"]).double().mean().item())
+    assert found["per_token"].mean == pytest.approx((gain["chosen"] / words["chosen"] > gain["rejected"] / words["rejected"]).double().mean().item())
 
 CASES = {  # instruction -> (kwargs, a reply that follows it, one that does not)
     "keywords:existence": (dict(keywords=["sea", "ship"]), "A Ship at sea", "a boat at sea"),
@@ -114,10 +120,16 @@ def test_ifeval_scores():
     found = score_ifeval(rows, ["one, two", "two words"])
     assert found["prompt_strict"].mean == .5 and found["instruction_strict"].mean == pytest.approx(2 / 3)
     assert score_ifeval(rows * 9, ["one, two", "two words"] * 9)["instruction_strict"].n == 18            # prompts are the units
-    with pytest.raises(ValueError, match="need the package langdetect"): score_ifeval([dict(rows[0], instruction_id_list=["language:response_language"], kwargs=[dict(language="fr")])], ["oui"]) if _language("oui", "fr") is None else pytest.skip("langdetect is there")
     with pytest.raises(ValueError, match="unknown instruction 'x'"): follows("a", "x")
     with pytest.raises(ValueError, match=f"{IF}: wrong arguments"): follows("a", IF, dict(words=3))
     with pytest.raises(ValueError, match="2 prompts and 1 replies"): score_ifeval(rows, ["a"])
+
+@pytest.mark.skipif(_language("oui", "fr") is not None, reason="langdetect is there")
+def test_what_nobody_can_check_is_left_out_and_alone_is_an_error():
+    french = dict(prompt="a", instruction_id_list=["language:response_language", "punctuation:no_comma"], kwargs=[dict(language="fr"), {}])
+    found = score_ifeval([french, dict(french, instruction_id_list=["punctuation:no_comma"], kwargs=[{}])], ["oui", "oui, non"])
+    assert found["prompt_strict"].n == 1 and found["prompt_strict"].mean == 0 and found["instruction_strict"].mean == .5
+    with pytest.raises(ValueError, match="need the package langdetect"): score_ifeval([french], ["oui"])
 
 def test_needs_a_judge_or_a_reference(tmp_path, start):
     with pytest.raises(ValueError, match="give a judge"): score_benchmark(start, write(tmp_path / "a.jsonl", [dict(instruction="p", output="a", generator="g")]))

@@ -531,7 +531,7 @@ def test_compare():
     found = json.loads(r.stdout); (row,) = found['rows']; assert row['method'] == 'dpo' and row['labels'] == 64 and row['start']['gold']['mean'] != row['report']['gold']['mean'] and found['table'][0]['gold']['n'] > 8 and found['failed'] == []
     row = Path('race/rows/dpo-0.json'); before = row.stat().st_mtime_ns
     r = command(line); assert r.exit_code == 0 and '| DPO | ' in r.stdout and ' | 1 | pairs, by annotators |' in r.stdout and 'race/report.html' in r.stdout and row.stat().st_mtime_ns == before
-    for line, *said in [('compare --methods dpo,telepathy', 'telepathy', 'best_of_n'), ('compare --lab casino', 'casino', 'helpdesk'), ('compare --lab pairs', 'needs a file'), ('compare --seeds 0', '--seeds'), ('compare --budget lesson --methods dpo --out race', 'another comparison', 'was smoke')]: bad(line, *said)
+    for line, *said in [('compare --methods dpo,telepathy', 'telepathy', 'best_of_n'), ('compare --lab casino', 'casino', 'helpdesk'), ('compare --lab pairs', 'needs a file'), ('compare --seeds 0', '--seeds'), ('compare --data x.jsonl', '--data', 'lab pairs'), ('evaluate race/policies/dpo-0 --judge-model m', '--judge-model means nothing without --benchmark'), ('evaluate race/policies/dpo-0 --benchmark x.jsonl --data y.jsonl', '--data means nothing with --benchmark'), ('compare --budget lesson --methods dpo --out race', 'another comparison', 'was smoke')]: bad(line, *said)
 
 def test_judges_wrong_use(monkeypatch):
     for name in ('OPENAI_API_KEY', 'OPENAI_BASE_URL'): monkeypatch.delenv(name, raising=False)

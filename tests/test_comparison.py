@@ -67,8 +67,8 @@ def test_differences_are_taken_seed_by_seed_and_of_one_seed_prompt_by_prompt():
 def test_a_comparison_joins_the_ledger_and_what_differs_is_refused(tmp_path):
     save_report(result(dpo=[.1, .2, .1, .2]), tmp_path)
     plan = Plan("helpdesk", "s", "w", "smoke", 128, 8)
-    rows, refused = ledger([tmp_path / "record.json", "helpdesk/dpo"], plan)
-    assert len(rows) == 8 and [r["gold"] for r in rows if r["method"] == "dpo"] == [.1, .2, .1, .2] and all(r["record"].endswith("record.json") for r in rows)
+    rows, refused = ledger([tmp_path / "report.json", "helpdesk/dpo"], plan)
+    assert len(rows) == 8 and [r["gold"] for r in rows if r["method"] == "dpo"] == [.1, .2, .1, .2] and all(r["record"].endswith("report.json") for r in rows)
     (no,) = refused; assert no["record"] == "helpdesk/dpo" and "world is" in no["why"] and "start is" in no["why"] and "budget is lesson, not smoke" in no["why"]
     rows, refused = ledger(); assert len(rows) > 500 and len({r["record"] for r in rows}) >= 8 and [r["record"] for r in refused] == ["helpdesk/constitutional"]
 
@@ -92,6 +92,12 @@ def test_the_cards_cells_are_read_off_the_rows():
     rows["rlaif"] |= dict(labels=0, judge_calls=200); rows["rlhf"] |= dict(labels=60_000, seconds=5.); rows["spin"] |= dict(labels=0, demonstrations=0)
     assert said()["RLAIF", "Feedback Type"] == said()["SPIN", "Feedback Type"] == "supported here" and said()["RLHF", "Data Requirements"] == "not testable here" and said()["RLHF", "Training Complexity"] == "contradicted here"
     rows["spin"]["demonstrations"] = 5; assert said()["SPIN", "Feedback Type"] == said()["SPIN", "Data Requirements"] == "contradicted here"
+
+def test_what_nats_could_buy_is_known_for_all_seeds_or_for_none():
+    "The best policy is estimated up to some distance; a mean over the seeds that happen to lie within would flatter"
+    best = lambda kl, start: start + kl if kl < 3 else math.nan
+    near, far = ([row("start", s, 0.) for s in range(2)] + [row("dpo", s, .5, kl) for s, kl in enumerate(kls)] for kls in ((1., 2.), (1., 4.)))
+    assert comparison._of_attainable(near, "dpo", best) == [.5, .25] and comparison._of_attainable(far, "dpo", best) == comparison._of_attainable(near, "dpo", None) == []
 
 def test_a_seed_whose_start_failed_is_left_out_and_nothing_at_all_is_an_error():
     r = result(dpo=[.1, .2, .3, .4]); r["rows"] = [x for x in r["rows"] if (x["method"], x["seed"]) != ("start", 3)]
@@ -154,7 +160,8 @@ def test_on_pairs_there_is_no_gold(tmp_path):
 
 def test_on_pairs_nothing_is_tuned(tmp_path, monkeypatch):
     plan = Plan("pairs", "s", "w", "smoke", 8, 8)
-    with pytest.raises(ValueError, match="settings cannot be tuned there"): tune(plan, ["dpo"], tmp_path)
+    with pytest.raises(ValueError, match="settings cannot be tuned there"): tune(plan, ["dpo"], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     assert comparison._settings(plan, ["dpo", "best_of_n"], []) == dict(dpo=dict(lr=1e-5), best_of_n={})
 
 def test_rows_of_other_settings_are_made_again(quick, tmp_path):
@@ -198,5 +205,8 @@ def test_folders_of_another_comparison_are_refused(quick, tmp_path):
     with pytest.raises(ValueError, match="unknown methods rl_cai: on sentiment there are"): compare(lab="sentiment", methods=["rl_cai"], out=tmp_path / "new")
     with pytest.raises(ValueError, match="a judge is for lab pairs"): compare(methods=["dpo"], out=tmp_path / "new", judge="some-model")
     with pytest.raises(ValueError, match="none.jsonl: no such file"): compare(methods=["dpo"], out=tmp_path / "new", benchmark="none.jsonl")
+    with pytest.raises(ValueError, match="are for lab pairs"): compare(methods=["dpo"], out=tmp_path / "new", data="pairs.jsonl")
+    (tmp_path / "said.jsonl").write_text(json.dumps(dict(instruction="p", output="a", generator="g")) + "\n")
+    with pytest.raises(ValueError, match="said.jsonl: replies to compare with.*name a judge"): compare(methods=["dpo"], out=tmp_path / "new", benchmark=str(tmp_path / "said.jsonl"))
     with pytest.raises(ValueError, match="seeds must be at least 1"): compare(methods=["dpo"], seeds=0, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
