@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import torch
 from .benchmarks import read_benchmark, score_benchmark, trivial_pairs
@@ -23,7 +24,7 @@ from .helpdesk import KINDS, Annotator
 from .kto import KTOArgs, balanced_weights, train_kto
 from .labs import open_lab
 from .real_judges import LikelihoodJudge, _says, open_judge
-from .reward_model import RewardArgs, add_costs, train_reward
+from .reward_model import RewardArgs, RewardModel, add_costs, normalise, train_reward
 from .rlaif import SoftDPOObjective, _labelled, label_pairs
 from .rlhf import PPOArgs, train_rlhf
 from .sft import SFTArgs, train_sft
@@ -62,13 +63,25 @@ def _thumbs(t): return t.kept("thumbs", lambda: list(t.lab.thumbs(t.labels, t.se
 def _demonstrations(t): return t.kept("demonstrations", lambda: list(t.lab.demonstrations(t.completions // 5, t.seed)))
 
 # %% ../nbs/20_comparison.ipynb #cb50c461
+class _Closing(RewardModel):
+    "A reward model that puts an end behind every answer, as behind those of the pairs, also where the limit cut it off"
+    def __call__(self, prompts, completions, ended=True): return super().__call__(prompts, completions)
+
+def _closing(reward, pairs):
+    "The reward model as one that closes, normalised on answers of the pairs"
+    closing = _Closing(reward.model, reward.tokenizer, reward.chat)
+    answers = [(closing.prompt_ids(r["prompt"]), closing.completion_ids(r[k])) for r in pairs for k in ("chosen", "rejected")]
+    normalise(closing, SimpleNamespace(prompt_ids=[p for p, _ in answers], completions=[c for _, c in answers]))
+    return closing
+
 @cache
 def _reward(t):
     "The run that fitted a reward model to the pairs"
-    rows, size = len(_pairs(t)), dict(lr=1e-5, batch_size=8, steps=max(2, t.labels // 8), normalise=32) if t.real else dict(lr=1e-3, batch_size=32, steps=max(8, t.completions // 64))
+    rows, size = len(_pairs(t)), dict(lr=1e-4, batch_size=8, steps=max(2, t.labels // 8), normalise=0 if t.lab.open_end else 32) if t.real else dict(lr=1e-3, batch_size=32, steps=max(8, t.completions // 64))
     args = RewardArgs(**size | dict(batch_size=min(size["batch_size"], rows)), seed=t.seed, max_new_tokens=t.lab.max_new_tokens, **t.cut)
     folder = t.folder / f"reward-{t.seed}"
     run = train_reward(t.start, _pairs(t), args, out=folder, resume=folder.exists())
+    if t.lab.open_end: run.policy = _closing(run.policy, _pairs(t)[:64])
     run.policy.model.requires_grad_(False)
     return run
 
@@ -124,14 +137,15 @@ def _kto(t, **s):
     return train_kto(t.start, _thumbs(t), KTOArgs(desirable_weight=up, undesirable_weight=down, **s, **t.size(), **t.cut))
 
 # %% ../nbs/20_comparison.ipynb #ea6824a0
+def _cut_off(t): return dict(missing_end=None) if t.lab.open_end else {}
 def _rlhf(t, **s):
     size = t.size(batch=128)
-    args = PPOArgs(**s, **size, minibatches=min(4, size["batch_size"]), max_new_tokens=t.lab.max_new_tokens, **t.fit)
+    args = PPOArgs(**s, **size, minibatches=min(4, size["batch_size"]), max_new_tokens=t.lab.max_new_tokens, **_cut_off(t), **t.fit)
     return add_costs(train_rlhf(t.start, _pairs(t), args, _reward(t).policy), _reward(t))
 def _rloo(t, **s):
     size = t.size(batch=128)
     prompts = max(2, size["batch_size"] // 8)
-    args = GroupArgs(loss="rloo", group=8, **s, **size | dict(batch_size=prompts), minibatches=min(4, prompts), max_new_tokens=t.lab.max_new_tokens, **t.fit)
+    args = GroupArgs(loss="rloo", group=8, **s, **size | dict(batch_size=prompts), minibatches=min(4, prompts), max_new_tokens=t.lab.max_new_tokens, **_cut_off(t), **t.fit)
     return add_costs(train_grpo(t.start, _pairs(t), args, _reward(t).policy), _reward(t))
 
 # %% ../nbs/20_comparison.ipynb #63a55bf0

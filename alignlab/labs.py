@@ -69,6 +69,7 @@ class Lab:
     name: str             # "helpdesk", "sentiment", "constraints" or "pairs"
     world: str            # hash of the world, or of the data
     max_new_tokens = 96   # limit of an answer
+    open_end = False      # do answers go on until the limit, and count as whole there?
 
     def __init__(self, model: str): self.model = model
 
@@ -179,7 +180,7 @@ class RewardLab(Lab):
 # %% ../nbs/07_labs.ipynb #c4348d00
 class SentimentLab(RewardLab):
     "VADER's compound score of what a base model writes as the truth: a toy reward, known to be hackable."
-    name, max_new_tokens = "sentiment", 24
+    name, max_new_tokens, open_end = "sentiment", 24, True
     def __init__(self, model: str = "smollm2-135m", annotator=None):
         super().__init__(model)
         try: from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer

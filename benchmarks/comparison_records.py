@@ -3,6 +3,7 @@
     python benchmarks/comparison_records.py tune                            first: the trials
     python benchmarks/comparison_records.py factors [--share i/n]           fewer labels, flipped ones, other people's answers, few thumbs up
     python benchmarks/comparison_records.py helpdesk [--seeds 10] [--workers N]     the race itself (as `alignlab compare --tune` runs it), and the record
+    python benchmarks/comparison_records.py sentiment --seeds 3 --methods sft,dpo,rlaif,spin,kto,best_of_n     SmolLM2-135M and VADER's score at `full`, nothing tuned; for a GPU
 
 Kept under runs/records/comparison as it goes; interrupted, it goes on where it was.
 """
@@ -67,7 +68,7 @@ def lean(r):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("what", choices=["tune", "factors", "helpdesk"]); p.add_argument("--seeds", type=int, default=10); p.add_argument("--factor-seeds", type=int, default=5); p.add_argument("--workers", type=int, default=2); p.add_argument("--share")
+    p.add_argument("what", choices=["tune", "factors", "helpdesk", "sentiment"]); p.add_argument("--seeds", type=int, default=10); p.add_argument("--factor-seeds", type=int, default=5); p.add_argument("--workers", type=int, default=2); p.add_argument("--share"); p.add_argument("--methods")
     args, plan = p.parse_args(), Plan.of("helpdesk", "lesson")
     warnings.simplefilter("ignore")
     if args.share: SHARE["mine"], SHARE["of"] = map(int, args.share.split("/")); torch.set_num_threads(1)
@@ -77,3 +78,8 @@ if __name__ == "__main__":
         found = compare(seeds=args.seeds, budget="lesson", out=FOLDER, retune=True, workers=args.workers, say=say)
         if found["failed"]: raise SystemExit(f"failed: {found['failed']}")
         write_record(records.ROOT / "helpdesk" / "comparison.json", "helpdesk", "comparison", list(map(lean, found["rows"] + factors(plan, args.factor_seeds))), world=plan.world, start=plan.start, budget=plan.budget, plan=found["plan"], settings=found["settings"], trials=found["trials"])
+    if args.what == "sentiment":
+        found = compare("sentiment", args.methods and args.methods.split(","), args.seeds, "full", FOLDER / "sentiment", say=say)
+        if found["failed"]: raise SystemExit(f"failed: {found['failed']}")
+        plan = Plan(**found["plan"])
+        write_record(records.ROOT / "sentiment" / "comparison.json", "sentiment", "comparison", list(map(lean, found["rows"])), world=plan.world, start=plan.start, budget=plan.budget, plan=found["plan"], settings=found["settings"], trials=[])

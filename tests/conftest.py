@@ -6,7 +6,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ALL = os.environ.get('ALIGNLAB_ALL') == '1'                      # set by `python course.py test --all`
 _out = tempfile.TemporaryDirectory(prefix='alignlab-', ignore_cleanup_errors=True)
-os.environ.update(ALIGNLAB_BUDGET='smoke', ALIGNLAB_OUT=_out.name, HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false')
+os.environ.update(ALIGNLAB_BUDGET='smoke', ALIGNLAB_OUT=_out.name, ALIGNLAB_PROGRESS=os.path.join(_out.name, 'progress.json'), HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false')
 
 def pytest_configure(config): config.addinivalue_line('markers', 'slow: runs only with `python course.py test --all`')
 

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from alignlab import comparison
-from alignlab.comparison import METHODS, Contestant, Plan, against, card_verdicts, compare, differences, drawn, fieller, holm, ledger, markdown, save_report, summary, tune
+from alignlab.comparison import METHODS, Contestant, Plan, Task, against, card_verdicts, compare, differences, drawn, fieller, holm, ledger, markdown, save_report, summary, tune
+from alignlab.labs import HelpdeskLab, SentimentLab, open_lab
+from alignlab.reward_model import reward_model
 
 numbers = st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=3, max_size=12)
 
@@ -109,6 +113,23 @@ def test_the_page_stands_alone_and_lets_nothing_in(tmp_path):
     save_report(r, tmp_path); page = (tmp_path / "report.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "<i>boom" not in page and "http" not in page.replace("http-equiv", "") and page.count("data:image/png") == 3
     assert json.loads((tmp_path / "report.json").read_text())["table"][0]["method"] == "rlhf" and "NaN" not in (tmp_path / "report.json").read_text() and (tmp_path / "report.md").read_text() == markdown(summary(r))
+
+def test_answers_that_the_limit_cuts_off_are_read_with_an_end_where_hardly_any_has_one(monkeypatch):
+    "A base model goes on: a reward model that read its pairs closed knows nothing about open ones, and a punished missing end is all that RL would learn"
+    lab = open_lab("helpdesk"); pairs = list(lab.preferences(8, 0))
+    plain = reward_model(lab.start, seed=1); closing = comparison._closing(plain.copy(), pairs)
+    prompts, texts = [r["prompt"] for r in pairs], [r["chosen"] for r in pairs]
+    assert torch.equal(closing(prompts, texts, False), closing(prompts, texts, True)) and not torch.allclose(plain(prompts, texts, False), plain(prompts, texts, True))
+    both = torch.cat([closing(prompts, [r[k] for r in pairs], False) for k in ("chosen", "rejected")])
+    assert both.mean().item() == pytest.approx(0, abs=1e-4) and both.std().item() == pytest.approx(1, abs=1e-4)
+    assert (SentimentLab.open_end, HelpdeskLab.open_end) == (True, False)
+    seen, task = [], Task(lab, 0, 64, "none"); task.kept = lambda name, make: pairs
+    monkeypatch.setattr(comparison, "_reward", lambda t: SimpleNamespace(policy=closing)); monkeypatch.setattr(comparison, "add_costs", lambda run, first: run)
+    for name in ("train_rlhf", "train_grpo"): monkeypatch.setattr(comparison, name, lambda start, data, args, reward: seen.append(args.missing_end))
+    for open_end in (False, True):
+        monkeypatch.setattr(lab, "open_end", open_end, raising=False)
+        comparison._rlhf(task); comparison._rloo(task)
+    assert seen == [-1., -1., None, None]
 
 @pytest.fixture
 def quick(monkeypatch):

@@ -25,7 +25,7 @@ def test_commands_exist():
     from typer.testing import CliRunner
     from alignlab.cli import app
     names = set(re.findall(r"^alignlab (\w+)", README, re.M))
-    assert names == {c.name or c.callback.__name__ for c in app.registered_commands}     # each is shown, and no other
+    assert names == {c.name or c.callback.__name__ for c in (*app.registered_commands, *app.registered_groups)}     # each is shown, and no other
     for name in names: assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
     assert set(re.findall(r"python course.py (\w+)", README)) <= {"setup", "lab", "run", "test"}
 
