@@ -199,7 +199,8 @@ class Report:
 
     def _repr_html_(self):
         e, cell = html.escape, "<td style='text-align:left;padding:.2em .8em'>"
-        rows = "".join(f"<tr>{cell}{'✓ pass' if ok else '✗ <b>fails</b>'}</td>{cell}{e(name)}</td>{cell}{e(caught)}</td>{cell}{'' if ok else e(look)}</td></tr>" for name, ok, caught, look in self.rows)
+        if self.blank: return f"<div role='status' style='border-left:4px solid #888;padding:.3em .8em'><b>{e(self.title)}</b></div>"
+        rows = "".join(f"<tr>{cell}{'✓&nbsp;pass' if ok else '✗&nbsp;<b>fails</b>'}</td>{cell}{e(name)}</td>{cell}{e(caught)}</td>{cell}{'' if ok else e(look)}</td></tr>" for name, ok, caught, look in self.rows)
         head = "".join(f"<th style='text-align:left;padding:.2em .8em'>{h}</th>" for h in ("", "check", "what it caught", "where to look"))
         edge = "#2e7d32" if self else "#c62828"
         return f"<div role='status' style='border-left:4px solid {edge};padding:.3em .8em'><b>{e(self.title)}</b><table><tr>{head}</tr>{rows}</table>{e(self.note)}</div>"
