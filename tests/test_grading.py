@@ -53,7 +53,7 @@ HOSTILE = {
     'import hook': (submission(WRONG, before='import sys, types\nm = types.ModuleType("alignlab.exercises"); m.check = lambda *a, **k: True\nsys.modules["alignlab.exercises"] = m\nclass Hook:\n    def find_spec(self, *a): return None\nsys.meta_path.insert(0, Hook())'), 0, 1),
     'walks the frames': (submission(lines('import sys', 'f = sys._getframe()', 'while f:', '    for v in list(f.f_locals.values()) + list(f.f_globals.values()):', '        if isinstance(v, float) and v in (3., 5.5): return torch.tensor(v)', '    f = f.f_back', 'return torch.tensor(0.)')), 0, 1),
     'searches memory': (submission(lines('import gc', f'found = [o for o in gc.get_objects() if isinstance(o, (dict, list)) and "{HIDDEN}" [:8] + "X" in repr(o)[:10**5]]', 'return torch.tensor(float(len(found)))')), 0, 1),
-    'reads files': (submission(lines('return torch.tensor(float(len(LOOT)))'), before=GIVE + f'for p in ({str(ROOT)!r}, {str(ROOT)!r} + "/solutions", "/etc/passwd", "/root/.bashrc", "/home", "/course/alignlab/checks", "/course/alignlab/grading.py", "/var"):\n    try: loot(open(p).read() if os.path.isfile(p) else [q for q in os.listdir(p) if q not in ("home", ".venv")])\n    except OSError: pass\nLOOT = [l for l in LOOT if l not in ("[]",) and "check(*args" not in l]'), 0, 1),
+    'reads files': (submission(lines('return torch.tensor(float(len(LOOT)))'), before=GIVE + f'for p in ({str(ROOT)!r}, {str(ROOT)!r} + "/solutions", "/etc/passwd", "/etc/shadow", "/srv", "/home", "/course/alignlab/checks", "/course/alignlab/grading.py", "/var"):\n    try: loot(open(p).read() if os.path.isfile(p) else [q for q in os.listdir(p) if q not in ("home", ".venv")])\n    except OSError: pass\nLOOT = [l for l in LOOT if l not in ("[]",) and "check(*args" not in l]'), 0, 1),
     'reads the environment': (submission(lines('return torch.tensor(float(len(LOOT)))'), before=GIVE + 'loot([v for k, v in os.environ.items() if "SECRET" in k or "SECRET" in v])\nfor p in glob.glob("/proc/*/environ") + glob.glob("/proc/*/cmdline"):\n    try: t = open(p, "rb").read()\n    except OSError: continue\n    if b"SECRET" in t or b"solutions" in t: loot(t)\nLOOT = [l for l in LOOT if l != "[]"]'), 0, 1),
     'writes where it should not': (submission(lines('return torch.tensor(0.)'), before='for p in ("/worker.py", "/course/alignlab/kto.py", "/usr/x", "/etc/passwd", "/grades.json"):\n    try: open(p, "w").write("x")\n    except OSError: pass'), 0, 1),
     'network': (submission(lines('return torch.tensor(0.)'), before='import socket\nfor host in ("127.0.0.1", "localhost", "1.1.1.1"):\n    try: s = socket.create_connection((host, PORT), timeout=1); s.sendall(b"stolen")\n    except OSError: pass'), 0, 1),
@@ -61,6 +61,7 @@ HOSTILE = {
     'processes that stay': (submission(lines('return torch.tensor(0.)'), before='import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(300)\n    os._exit(0)'), 0, 1),
     'memory': (submission(lines('y = [bytearray(2**28) for _ in range(64)]', 'return torch.tensor(3.)')), 0, 1),
     'disk': (submission(lines('for i in range(400): open(f"/tmp/{i}", "wb").write(bytes(15 * 2**20))', 'return torch.tensor(3.)')), 0, 1),
+    'disk elsewhere': (submission(lines('for d in ("/dev/shm", "/dev", "/", "/course"):', '    for i in range(40):', '        try: open(f"{d}/{i}", "wb").write(bytes(15 * 2**20))', '        except OSError: break', 'import os', 'free = sum(os.path.getsize(f"{d}/{f}") for d in ("/dev/shm", "/dev", "/") for f in os.listdir(d) if f.isdigit())', 'return torch.tensor(3. if free > 2**26 else 0.)')), 0, 1),
     'signals': (submission(lines('import os, signal', 'for p in (os.getppid(), 1, 0, -1):', '    try: os.kill(p, signal.SIGKILL)', '    except OSError: pass', 'return torch.tensor(3.)')), 0, 1),
     'leaves in a function': (submission(lines('import os; os._exit(0)')), 0, 1),
     'leaves at the end': (submission(after='import os; os._exit(0)'), 2, 1),
@@ -113,17 +114,18 @@ def graded(tmp_path_factory):
     return {name: r for name, r in zip(HOSTILE, done['results'])}, tmp/'grades', reached
 
 @boxed
-@pytest.mark.parametrize('name', HOSTILE)
-def test_nobody_gains_and_nobody_pays(graded, name):
-    items = {i['item']: i for i in graded[0][name]['items']}
-    expected = HOSTILE[name][1:]
-    assert {i['reason'] for i in items.values()} <= set(G._WORDS)
-    for item, worth in zip(('1.1', '1.2'), expected): assert worth is None or items[item]['score'] == worth, items
-    assert items['1.3']['score'] == 0 and (items['1.1']['max'], items['1.2']['max']) == (2, 1)
-
-@boxed
-def test_nothing_hidden_comes_out(graded):
+def test_nobody_gains_nobody_pays_and_nothing_hidden_comes_out(graded):
+    "One test, so that one process grades the class"
     results, folder, reached = graded
+    assert len(HOSTILE) > 50
+    got = {name: {i['item']: i for i in r['items']} for name, r in results.items()}
+    wrong = {(name, item): got[name][item] for name, (_, *worth) in HOSTILE.items() for item, w in zip(('1.1', '1.2', '1.3'), (*worth, 0)) if w is not None and got[name][item]['score'] != w}
+    assert not wrong
+    for items in got.values(): assert {i['reason'] for i in items.values()} <= set(G._WORDS) and (items['1.1']['max'], items['1.2']['max']) == (2, 1)
+    said_nothing(folder, reached)
+    reasons({name: {k: i['reason'] for k, i in items.items()} for name, items in got.items()})
+
+def said_nothing(folder, reached):
     assert not reached, 'a submission has reached the network'
     for path in folder.rglob('*'):
         if path.is_file():
@@ -132,9 +134,7 @@ def test_nothing_hidden_comes_out(graded):
             if path.suffix == '.html': assert '<script' not in text and '<img' not in text, path
     assert '&lt;script&gt;' in (folder/'review.html').read_text()
 
-@boxed
-def test_reasons(graded):
-    reason = {name: {i['item']: i['reason'] for i in r['items']} for name, r in graded[0].items()}
+def reasons(reason):
     for name, item, said in (('honest', '1.1', 'passed'), ('honest', '1.3', 'needs review'), ('blank', '1.1', 'not answered'), ('blank', '1.3', 'not answered'), ('half of it', '1.1', 'wrong value'), ('syntax', '1.1', 'not defined'),
         ('loops in a function', '1.1', 'timed out'), ('leaves in a function', '1.1', 'process died'), ('always equal', '1.1', 'not a plain value'), ('huge reply', '1.1', 'too large'), ('recurses', '1.1', 'raised an error'), ('malformed', '1.2', 'unreadable notebook')):
         assert reason[name][item] == said, (name, reason[name])

@@ -218,7 +218,7 @@ def _labels(ab, ba, asked, clamp=None, how=None):
     for i in range(len(ab)):
         rows = []
         for j in asked[i].nonzero()[:, 0].tolist():
-            (a, b), (c, d) = ab[i, j].double().softmax(0).tolist(), ba[i, j].double().softmax(0).tolist()
+            (a, _), (c, d) = ab[i, j].double().softmax(0).tolist(), ba[i, j].double().softmax(0).tolist()
             if how == "raw": a, d = ab[i, j, 0].double().exp().item(), ba[i, j, 1].double().exp().item()
             if how == "swap": d = c
             if clamp and how not in ("mean", "orders"): a, d = (min(max(x, 1 - clamp), clamp) for x in (a, d))
