@@ -250,7 +250,6 @@ def _archive(g, counts, seeds=6, gap=.15, spread=.12):
     rand = lambda *s: torch.rand(*s, generator=g)
     least, trials, runs = min(counts.values()), [], []
     for m, k in counts.items():
-        order = torch.randperm(least, generator=g).tolist()
         validation = (.4 + .2 * rand(k)).tolist()
         if k > least: validation[-1] = .9
         best = max(range(least), key=lambda i: validation[i])
