@@ -154,7 +154,7 @@ class Method:
 
 METHODS = dict(
     sft=Method("alignlab.sft", "train_sft", "SFTArgs", "demonstrations", 2e-5, 2e-4),
-    reward=Method("alignlab.reward_model", "train_reward", "RewardArgs", "preferences", 1e-5, 2e-4),
+    reward=Method("alignlab.reward_model", "train_reward", "RewardArgs", "preferences", 1e-4, 2e-4),
     rlhf=Method("alignlab.rlhf", "train_rlhf", "PPOArgs", "preferences", 3e-6, 1e-4, rl=True),
     grpo=Method("alignlab.group_rl", "train_grpo", "GroupArgs", "preferences", 3e-6, 1e-4, rl=True),
     dpo=Method("alignlab.dpo", "train_dpo", "DPOArgs", "preferences", 1e-5, 2e-4),
@@ -425,12 +425,17 @@ def _note(out, **more):
 
 _REAL_PROMPTS = dict(smoke=8, lesson=64, full=512)      # held-out pairs that a report of a real model reads
 
+def _fit_to_lab(args, lab):
+    "How long answers are, and whether one is whole where the limit cuts it off, is the lab's to say; changes `args`"
+    for name, value in (("max_new_tokens", lab.max_new_tokens), ("open_end", lab.open_end), *([("missing_end", None)] if lab.open_end else [])):
+        if hasattr(args, name): setattr(args, name, value)
+
 def _rewarding(lab, lora, b, reward, args, rows):
     "What RL needs beside prompts: the reward, how to learn one where none is given, and the truth to watch where it is known"
     from alignlab.reward_model import load_reward_model
     if reward: given = dict(reward=lab.gold if reward == "gold" else load_reward_model(reward))
     else: given = dict(reward_args=_make_args("reward", dict(seed=args.seed), b, lab.name != "helpdesk", lora, rows))
-    if not reward: given["reward_args"].max_new_tokens = lab.max_new_tokens
+    if not reward: _fit_to_lab(given["reward_args"], lab)
     return given | dict(watch=None if lab.name == "pairs" else lab.gold)
 
 def _weigh(args, rows, given):
@@ -459,7 +464,7 @@ def _run(method, m, b, lab, lora, out, resume, n_eval, given, reward, ai):
     file = getattr(lab, "file", getattr(lab, "train", None))
     real, there = lab.name != "helpdesk", b.pairs if file is None else len(file)
     args, from_ai = _make_args(method, given, b, real, lora, there, ai["way"]), method in _ONLY
-    if hasattr(args, "max_new_tokens"): args.max_new_tokens = lab.max_new_tokens
+    _fit_to_lab(args, lab)
     n_eval = n_eval or (_REAL_PROMPTS[b.name] if real else b.prompts)
     if sys.stderr.isatty(): _say(f"loading {lab.model}")
     with _undo(out):

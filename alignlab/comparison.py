@@ -12,7 +12,6 @@ from functools import cache
 from importlib import resources
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np
 import torch
 from .benchmarks import read_benchmark, score_benchmark, trivial_pairs
@@ -24,7 +23,7 @@ from .helpdesk import KINDS, Annotator
 from .kto import KTOArgs, balanced_weights, train_kto
 from .labs import open_lab
 from .real_judges import LikelihoodJudge, _says, open_judge
-from .reward_model import RewardArgs, RewardModel, add_costs, normalise, train_reward
+from .reward_model import RewardArgs, add_costs, train_reward
 from .rlaif import SoftDPOObjective, _labelled, label_pairs
 from .rlhf import PPOArgs, train_rlhf
 from .sft import SFTArgs, train_sft
@@ -63,25 +62,13 @@ def _thumbs(t): return t.kept("thumbs", lambda: list(t.lab.thumbs(t.labels, t.se
 def _demonstrations(t): return t.kept("demonstrations", lambda: list(t.lab.demonstrations(t.completions // 5, t.seed)))
 
 # %% ../nbs/20_comparison.ipynb #cb50c461
-class _Closing(RewardModel):
-    "A reward model that puts an end behind every answer, as behind those of the pairs, also where the limit cut it off"
-    def __call__(self, prompts, completions, ended=True): return super().__call__(prompts, completions)
-
-def _closing(reward, pairs):
-    "The reward model as one that closes, normalised on answers of the pairs"
-    closing = _Closing(reward.model, reward.tokenizer, reward.chat)
-    answers = [(closing.prompt_ids(r["prompt"]), closing.completion_ids(r[k])) for r in pairs for k in ("chosen", "rejected")]
-    normalise(closing, SimpleNamespace(prompt_ids=[p for p, _ in answers], completions=[c for _, c in answers]))
-    return closing
-
 @cache
 def _reward(t):
     "The run that fitted a reward model to the pairs"
-    rows, size = len(_pairs(t)), dict(lr=1e-4, batch_size=8, steps=max(2, t.labels // 8), normalise=0 if t.lab.open_end else 32) if t.real else dict(lr=1e-3, batch_size=32, steps=max(8, t.completions // 64))
-    args = RewardArgs(**size | dict(batch_size=min(size["batch_size"], rows)), seed=t.seed, max_new_tokens=t.lab.max_new_tokens, **t.cut)
+    rows, size = len(_pairs(t)), dict(lr=1e-4, batch_size=8, steps=max(2, t.labels // 8), normalise=32) if t.real else dict(lr=1e-3, batch_size=32, steps=max(8, t.completions // 64))
+    args = RewardArgs(**size | dict(batch_size=min(size["batch_size"], rows)), seed=t.seed, max_new_tokens=t.lab.max_new_tokens, open_end=t.lab.open_end, **t.cut)
     folder = t.folder / f"reward-{t.seed}"
     run = train_reward(t.start, _pairs(t), args, out=folder, resume=folder.exists())
-    if t.lab.open_end: run.policy = _closing(run.policy, _pairs(t)[:64])
     run.policy.model.requires_grad_(False)
     return run
 
@@ -338,9 +325,11 @@ def _begin(folder, plan):
     if changed: raise ValueError(f"{folder} holds another comparison: {'; '.join(changed)}; choose another folder (--out)")
 
 def _share(plan, folder, methods, seeds, workers, say):
-    "Make what methods share, pairs first: much is made from them; gives what failed"
-    first = {METHODS[m].needs: m for m in ("dpo", *methods)}                  # one method for each thing
-    return _do(plan, folder, [("shared", m, s, None) for m in first.values() for s in seeds], workers, say)[1]
+    "Make what methods share; gives what failed"
+    first, failed = {METHODS[m].needs: m for m in ("dpo", *methods)}, []      # one method for each thing
+    for group in ([first.pop(METHODS["dpo"].needs)], first.values()):         # pairs alone at first: the rest is made from them
+        failed += _do(plan, folder, [("shared", m, s, None) for m in group for s in seeds], workers, say)[1]
+    return failed
 
 # %% ../nbs/20_comparison.ipynb #5b005bca
 _TRIALS, _TUNED_ON = 12, 100     # random trials of each method, and the seed of their data, which no row uses

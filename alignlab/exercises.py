@@ -113,6 +113,7 @@ class Answer:
         except AssertionError: return False
         return True
 
+# %% ../nbs/30_exercises.ipynb #6c30729b
 def _bytes(args):
     "What arguments hold, to see whether they were changed; None where that can't be told"
     try: return pickle.dumps(args)
@@ -432,6 +433,7 @@ def _retyped(x): return x.double() if isinstance(x, torch.Tensor) and x.dtype !=
 
 _CHANGES = {"NaN": _filled(math.nan), "zeros": _filled(0), "ones": _filled(1), "another shape": _reshaped, "another dtype": _retyped}
 
+# %% ../nbs/30_exercises.ipynb #d1927208
 def _generic(given, graded):
     "{name: an answer that is wrong whatever the task} made of a right one; `graded` if its gradient is looked at"
     wrong = {"nothing": None, "an agreeable object": _Agreeable()}

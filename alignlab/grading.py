@@ -407,6 +407,17 @@ def _no_box():
     tried = subprocess.run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True, text=True)
     return f"bubblewrap cannot make a box here ({tried.stderr.strip()[:200]})" if tried.returncode else ""
 
+# %% ../nbs/31_grading.ipynb #e101bfed
+def _graded(todo, jobs, solution, hidden, limits):
+    "(student, items, note, seconds) of each submission, in order, several at a time"
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    module = import_module("alignlab.grading")                        # other processes import what they run
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(max(1, min(jobs, len(todo))), get_context("spawn"), module._begin, (solution, hidden, folder, limits)) as pool:
+        try:
+            for (student, *_), future in [(f, pool.submit(module._grade_one, *f)) for f in todo]: yield student, *future.result()
+        finally: pool.shutdown(cancel_futures=True)                   # Ctrl-C: nothing more begins
+
 # %% ../nbs/31_grading.ipynb #241d5987
 def grade(
     submissions,            # a folder of notebooks, a folder with one per student, or a zip from an LMS
@@ -419,9 +430,6 @@ def grade(
     say=print,              # progress
 ) -> dict:                  # the class: students, items, results
     "Grade a folder of submissions. ValueError where there is nothing to grade, or no box to grade it in."
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-    module = import_module("alignlab.grading")                        # other processes import what they run
     if not unsafe and (why := _no_box()): raise ValueError(f"{why}; --unsafe-no-sandbox grades without one, if you trust everybody who handed in")
     stem, out = Path(solution).stem, Path(out)
     found, plan = _found(submissions, stem), _plan(solution, hidden)
@@ -434,17 +442,10 @@ def grade(
         return old if old.get("key") == keys[student] else None
     todo = [f for f in found if kept(f[0]) is None]
     if len(todo) < len(found): say(f"{len(found) - len(todo)} of {len(found)} are graded already")
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(max(1, min(jobs, len(todo))), get_context("spawn"), module._begin, (str(solution), hidden and str(hidden), folder, dict(unsafe=unsafe, seconds=seconds))) as pool:
-        waiting = [pool.submit(module._grade_one, *f) for f in todo]
-        try:
-            for k, (f, future) in enumerate(zip(todo, waiting), 1):
-                student, (items, note, took) = f[0], future.result()
-                result = dict(_result(student, f"{stem}.ipynb", items, not unsafe, note), key=keys[student])
-                _write(out / "students" / f"{student}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-                say(f"[{k}/{len(todo)}] {student}: {result['score']:g} of {result['max']:g} in {took:.1f} s{f' ({note})' if note else ''}")
-        except BaseException:
-            for future in waiting: future.cancel()
-            raise
+    for k, (student, items, note, took) in enumerate(_graded(todo, jobs, str(solution), hidden and str(hidden), dict(unsafe=unsafe, seconds=seconds)), 1):
+        result = dict(_result(student, f"{stem}.ipynb", items, not unsafe, note), key=keys[student])
+        _write(out / "students" / f"{student}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        say(f"[{k}/{len(todo)}] {student}: {result['score']:g} of {result['max']:g} in {took:.1f} s{f' ({note})' if note else ''}")
     results = [kept(s) for s, *_ in found]
     for r in results: _write(out / "students" / f"{r['student']}.html", _feedback(r))
     _tables(out, stem, results); _pages(out, stem, results)

@@ -72,6 +72,7 @@ class RewardModel(Policy):
         ended=True,         # bool, or (N,) of them: does the end token stand behind a text
     ) -> torch.Tensor:  # (N,) on the CPU
         "Normalised reward of completions."
+        if getattr(self.model.config, "reward_open_end", False): ended = True
         ended = [bool(ended)] * len(prompts) if isinstance(ended, bool) else [bool(e) for e in ended]
         return self.score_ids([self.prompt_ids(p) + self.completion_ids(c, e) for p, c, e in zip(prompts, completions, ended, strict=True)]).cpu()
 
@@ -140,6 +141,7 @@ class RewardArgs(FitArgs):
     max_length: int | None = None   # most tokens of prompt and one completion
     normalise: int = 256            # samples of the policy on which the reward gets mean 0 and deviation 1; 0 leaves it raw
     max_new_tokens: int = 96        # of those samples
+    open_end: bool = False          # answers go on until a limit and are whole there: each is read with an end behind it, as the pairs are
 
     def __post_init__(self):
         super().__post_init__()
@@ -164,7 +166,9 @@ def normalise(
     sample,               # completions of the policy that it will judge
 ) -> None:
     "Give the rewards of `sample` mean 0 and deviation 1: Bradley–Terry says nothing about the origin, and RL wants a scale (Ziegler et al. 2019)."
-    with torch.no_grad(): raw = reward.score([p + c for p, c in zip(sample.prompt_ids, sample.completions)])
+    closed = getattr(reward.model.config, "reward_open_end", False)
+    rows = [p + c + [reward.end] * (closed and not e) for p, c, e in zip(sample.prompt_ids, sample.completions, sample.ended.tolist())]
+    with torch.no_grad(): raw = reward.score(rows)
     reward.model.config.reward_mean, reward.model.config.reward_std = raw.mean().item(), max(raw.std().item(), 1e-6)
 
 def train_reward(
@@ -178,6 +182,7 @@ def train_reward(
     "Fit a reward model to preferences (Christiano et al. 2017; Ouyang et al. 2022, step 2)."
     args = args or RewardArgs()
     run = fit(reward_model(policy, args.seed), data, RewardObjective(args.center, args.max_length), args, out, resume, meta=meta)
+    run.policy.model.config.reward_open_end = args.open_end
     if args.normalise:
         prompts = [data[i % len(data)]["prompt"] for i in range(args.normalise)]
         sample = policy.sample(prompts, max_new_tokens=args.max_new_tokens, seed=args.seed)

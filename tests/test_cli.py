@@ -542,3 +542,13 @@ def test_judges_wrong_use(monkeypatch):
                         ('train rlaif --judge api', '--judge-model'), ('train rlaif --judge-model m', 'goes with --judge api'), ('train rlaif --lab pairs --data pairs.jsonl --judge gold', 'nobody knows'), ('train rlaif --way direct --judge lm', 'leave --judge out')]:
         bad(line, *said)
     assert not Path('runs').exists() or not any(Path('runs').rglob('run.json'))
+
+def test_what_the_lab_knows_of_answers_reaches_every_kind_of_arguments():
+    from alignlab.cli import _fit_to_lab
+    from alignlab.group_rl import GroupArgs
+    from alignlab.labs import HelpdeskLab, SentimentLab
+    from alignlab.reward_model import RewardArgs
+    from alignlab.rlhf import PPOArgs
+    made = lambda lab: [(a.max_new_tokens, getattr(a, 'open_end', None), getattr(a, 'missing_end', 'none')) for a in (RewardArgs(), PPOArgs(), GroupArgs()) if not _fit_to_lab(a, lab)]
+    assert made(HelpdeskLab) == [(96, False, 'none'), (96, None, -1.), (96, None, -1.)]
+    assert made(SentimentLab) == [(24, True, 'none'), (24, None, None), (24, None, None)]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy import stats
 from alignlab import comparison
 from alignlab.comparison import METHODS, Contestant, Plan, Task, against, card_verdicts, compare, differences, drawn, fieller, holm, ledger, markdown, save_report, summary, tune
 from alignlab.labs import HelpdeskLab, SentimentLab, open_lab
-from alignlab.reward_model import reward_model
+from alignlab.reward_model import RewardArgs, train_reward
 
 numbers = st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=3, max_size=12)
 
@@ -117,11 +118,15 @@ def test_the_page_stands_alone_and_lets_nothing_in(tmp_path):
 def test_answers_that_the_limit_cuts_off_are_read_with_an_end_where_hardly_any_has_one(monkeypatch):
     "A base model goes on: a reward model that read its pairs closed knows nothing about open ones, and a punished missing end is all that RL would learn"
     lab = open_lab("helpdesk"); pairs = list(lab.preferences(8, 0))
-    plain = reward_model(lab.start, seed=1); closing = comparison._closing(plain.copy(), pairs)
+    args = RewardArgs(steps=1, batch_size=4, lr=1e-6, normalise=32, max_new_tokens=12)         # twelve tokens: hardly any answer has its end
+    plain, closing = (train_reward(lab.start, pairs, replace(args, open_end=open_end)).policy for open_end in (False, True))
     prompts, texts = [r["prompt"] for r in pairs], [r["chosen"] for r in pairs]
     assert torch.equal(closing(prompts, texts, False), closing(prompts, texts, True)) and not torch.allclose(plain(prompts, texts, False), plain(prompts, texts, True))
-    both = torch.cat([closing(prompts, [r[k] for r in pairs], False) for k in ("chosen", "rejected")])
-    assert both.mean().item() == pytest.approx(0, abs=1e-4) and both.std().item() == pytest.approx(1, abs=1e-4)
+    sample = lab.start.sample([pairs[i % 8]["prompt"] for i in range(32)], max_new_tokens=12, seed=0)
+    assert not sample.ended.all()
+    again = closing(sample.prompts, sample.text, sample.ended.tolist())
+    assert again.mean().item() == pytest.approx(0, abs=.05) and again.std().item() == pytest.approx(1, abs=.05)
+    assert closing.copy().model.config.reward_open_end
     assert (SentimentLab.open_end, HelpdeskLab.open_end) == (True, False)
     seen, task = [], Task(lab, 0, 64, "none"); task.kept = lambda name, make: pairs
     monkeypatch.setattr(comparison, "_reward", lambda t: SimpleNamespace(policy=closing)); monkeypatch.setattr(comparison, "add_costs", lambda run, first: run)
