@@ -896,6 +896,7 @@ def grade(
 ):
     "Grade a folder of submissions in a box: scores, feedback, and a page on the class."
     from alignlab import grading
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and not unsafe: _say("started by root, for whom Linux does not limit the number of processes: an ordinary user is safer")
     with contextlib.redirect_stdout(sys.stderr), _quiet():
         done = grading.grade(submissions, solution or grading.solution_of(submissions), out, hidden, jobs, unsafe, seconds, say=_say)
     if as_json: return _print_json(done)

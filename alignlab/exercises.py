@@ -4,7 +4,7 @@
 
 # %% ../nbs/30_exercises.ipynb #185ca3d2
 from __future__ import annotations
-import contextlib, copy, hashlib, html, io, json, linecache, math, os, pickle, random, re, tempfile, tomllib, traceback, zlib
+import contextlib, copy, hashlib, html, inspect, io, json, linecache, math, os, pickle, random, re, tempfile, tomllib, traceback, zlib
 from collections import namedtuple
 from datetime import date
 from importlib import import_module
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 # %% auto #0
-__all__ = ['Check', 'same', 'Answer', 'Canned', 'catches', 'Report', 'check', 'faults', 'build', 'run_notebook', 'Table', 'prove',
-           'tasks', 'progress']
+__all__ = ['Check', 'same', 'Answer', 'drive', 'Canned', 'catches', 'Report', 'check', 'faults', 'build', 'run_notebook', 'Table',
+           'prove', 'tasks', 'progress']
 
 # %% ../nbs/30_exercises.ipynb #ecfbc447
 def _plain(x):
@@ -112,6 +112,21 @@ class Answer:
         try: self._grad(args, kwargs, wrt)
         except AssertionError: return False
         return True
+
+    def _drive(self, source, args): return _plain(_driver(source)(self.given, *copy.deepcopy(args)))
+
+def _driver(source):
+    "The function that a text defines"
+    exec(source, space := {})
+    return next(v for k, v in space.items() if not k.startswith("_") and inspect.isfunction(v))
+
+def drive(
+    answer,      # a function, or the Answer that a check gets
+    source: str, # defines a function (answer, *args) that gives plain values; it runs where the answer does, so it holds no secret
+    *args,       # plain values
+):
+    "What a driver sees of an answer that is asked for more than values: one that trains a model, say, or keeps a state."
+    return (answer if isinstance(answer, Answer) else Answer(answer))._drive(source, args)
 
 # %% ../nbs/30_exercises.ipynb #6c30729b
 def _bytes(args):

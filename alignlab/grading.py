@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 import numpy as np
 import torch
-from .exercises import Answer, Canned, _BLANK, _CHECKED, _cells, _course, _look, _mark, _read
+from .exercises import Answer, Canned, _BLANK, _CHECKED, _cells, _course, _driver, _look, _mark, _read, _strip
 
 # %% auto #0
 __all__ = ['Fault', 'Box', 'grade_once', 'solution_of', 'grade']
@@ -75,8 +75,8 @@ def _stubs():
     "Module -> its source in the box: checks that say nothing, and what both sides need to talk"
     module = import_module("alignlab.grading")
     nothing = '"In the box, checks say nothing: they are asked outside"\ndef check(*args, **kwargs): return None\ndef progress(*args, **kwargs): return None\n'
-    wire = f"import base64, math\nimport numpy as np\nimport torch\nfrom alignlab.exercises import Canned\n_DTYPES = {_DTYPES}\n"
-    return {"exercises": f"{nothing}import torch\n{inspect.getsource(Canned)}", "grading": wire + "\n".join(map(inspect.getsource, (module.Fault, module._encode, module._decode)))}
+    wire = f"import base64, inspect, math\nimport numpy as np\nimport torch\nfrom alignlab.exercises import Canned\n_DTYPES = {_DTYPES}\n"
+    return {"exercises": f"{nothing}import torch\n{inspect.getsource(Canned)}", "grading": wire + "\n".join(map(inspect.getsource, (module.Fault, module._encode, module._decode, module._driver)))}
 
 def _package(folder, hides):
     "A copy of the package without the checks and without the modules that hold an answer"
@@ -177,8 +177,8 @@ class _Boxed(Answer):
     "A function that lives in the box, as checks see it"
     def __init__(self, rooms, hides, name): self.rooms, self.hides, self.name, self.fault, self.asked_grad, self.given = rooms, hides, name, "", False, len
 
-    def _ask(self, args, kwargs, wrt=None):
-        try: reply = self.rooms.box(self.hides).ask(op="call", name=self.name, args=_encode(list(args)), kwargs=_encode(kwargs), wrt=wrt, seed=torch.initial_seed() % 2**31)
+    def _ask(self, args, kwargs, wrt=None, driver=None):
+        try: reply = self.rooms.box(self.hides).ask(op="call", name=self.name, args=_encode(list(args)), kwargs=_encode(kwargs), wrt=wrt, driver=driver, seed=torch.initial_seed() % 2**31)
         except Fault as e: self.fault = str(e); raise
         if reply.get("changed") is True: raise AssertionError("it changes its arguments")
         if "error" in reply:
@@ -192,6 +192,8 @@ class _Boxed(Answer):
 
     def __call__(self, *args, **kwargs): return self._ask(args, kwargs)[0]
 
+    def _drive(self, source, args): return self._ask(args, {}, driver=source)[0]
+
     def _grad(self, args, kwargs, wrt):
         value, reply = self._ask(args, kwargs, wrt)
         assert reply.get("flows") is True, "no gradient comes through"
@@ -201,22 +203,22 @@ class _Boxed(Answer):
 
 # %% ../nbs/31_grading.ipynb #6df5dc93
 class _Rooms:
-    "The boxes of one submission: one for each set of hidden modules, started when first asked, replayed without a cell that kills it"
-    def __init__(self, cells, package, limits): self.cells, self.package, self.limits, self.boxes, self.killers = cells, package, limits, {}, set()
+    "The boxes of one submission, with and without the modules that hold answers, started when first asked; `upto` is how many cells a box has to have run"
+    def __init__(self, cells, package, limits): self.cells, self.package, self.limits, self.boxes, self.killers, self.upto = cells, package, limits, {}, set(), 0
 
     def box(self, hides):
-        box = self.boxes.get(hides)
-        while box is None or box.dead:
+        while (box := self.boxes.get(hides)) is None or box.dead or box.ran < self.upto:
             if len(self.killers) > 3: raise Fault("process died")
-            box = Box(self.package(hides), **self.limits)
+            if box is None or box.dead:
+                box = self.boxes[hides] = Box(self.package(hides), **self.limits)
+                box.ran = 0
             try:
-                for i, source in enumerate(self.cells):
-                    if i not in self.killers: box.ask(op="cell", source=source)
-                names = box.ask(op="names").get("names")
-            except Fault: self.killers.add(i); box.kill()
-            else:
-                box.names = names if type(names) is dict else {}
-                self.boxes[hides] = box
+                for i in range(box.ran, self.upto):
+                    box.ran = i + 1
+                    if i not in self.killers: box.ask(op="cell", source=self.cells[i])
+                box.names = box.ask(op="names").get("names")
+                if type(box.names) is not dict: box.kill(); raise Fault("process died")
+            except Fault: self.killers.add(box.ran - 1)
         return box
 
     def close(self):
@@ -238,7 +240,7 @@ class _Space(dict):
 _ASKED = re.compile(r"check\(\s*[\"'](\d+\.\d+)[\"']")
 
 def _plan(solution, hidden=None):
-    "What is graded, from the instructor's notebook: a dict of tests, written answers, hidden modules by item, and the given cells"
+    "What is graded, from the instructor's notebook: a dict of tests, written answers, hidden modules and unwritten answers by test, and the given cells"
     nb = _read(solution)
     answers = {c.metadata["alignlab"]["task"]: frozenset(c.metadata["alignlab"]["hides"]) for c in nb.cells if "alignlab" in c.metadata}
     tests = {m["grade_id"]: (c.source, float(m["points"])) for c in nb.cells if (m := _mark(c)).get("grade") and not m.get("solution")}
@@ -247,9 +249,18 @@ def _plan(solution, hidden=None):
         more = {_mark(c)["grade_id"]: c.source for c in _read(hidden).cells if _mark(c).get("grade") and not _mark(c).get("solution")}
         if unknown := sorted(set(more) - set(tests)): raise ValueError(f"{hidden}: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not graded in {solution}")
         tests |= {k: (source, tests[k][1]) for k, source in more.items()}
-    hides = {k: frozenset().union(*(answers.get(t, ()) for t in _ASKED.findall(source))) for k, (source, _) in tests.items()}
+    all_hidden = frozenset().union(*answers.values())                       # one box without any of them, rather than a box for each test
+    hides = {k: all_hidden if any(answers.get(t) for t in _ASKED.findall(source)) else frozenset() for k, (source, _) in tests.items()}
     given = [c.source for c in _cells(nb) if not _mark(c) and not _CHECKED.search(c.source)]
-    return dict(tests=tests, written=written, hides=hides, given=given)
+    return dict(tests=tests, written=written, hides=hides, given=given, stubs=_stubs_of(nb))
+
+def _stubs_of(nb):
+    "Test -> (grade_id, source as students get it) of the answer above it"
+    out, last = {}, ("", "")
+    for c in _strip(nb).cells:
+        if _mark(c).get("grade") and not _mark(c).get("solution"): out[_mark(c)["grade_id"]] = last
+        elif _mark(c).get("solution"): last = _mark(c)["grade_id"], c.source
+    return out
 
 # %% ../nbs/31_grading.ipynb #ef3d176f
 def _item(grade_id): return grade_id.partition("-")[2].replace("-", ".") or grade_id
@@ -278,11 +289,17 @@ def _grade_notebook(text, plan, base, package, limits):
         nb = nbformat.reads(text.decode("utf-8") if isinstance(text, bytes) else text, 4)
         cells = [(c.cell_type, str(c.source), dict(_mark(c)).get("grade_id"), c.metadata.get("tags", [])) for c in nb.cells]
     except Exception: return all_items("unreadable notebook")
-    rooms = _Rooms([source for kind, source, name, tags in cells if kind == "code" and name not in plan["tests"] and "long" not in tags], package, limits)
-    out = []
+    own, above = [], {}                                               # what runs in the box, and how much of it stands above each test
+    for kind, source, name, tags in cells:
+        if name in plan["tests"]: above[name] = len(own)
+        elif kind == "code" and "long" not in tags: own.append(source)
+    rooms, out, handed_in = _Rooms(own, package, limits), [], {name: source for _, source, name, _ in cells}
     try:
         for name, (source, points) in plan["tests"].items():
+            rooms.upto = above.get(name, len(own))
             reason, hint = _run_test(source, base, rooms, plan["hides"][name])
+            answer, stub = plan["stubs"][name]
+            if reason != "passed" and handed_in.get(answer) == stub: reason, hint = "not answered", ""
             out.append(dict(item=_item(name), grade_id=name, score=points if reason == "passed" else 0., max=points, reason=reason, hint=hint))
     finally: rooms.close()
     for name, points in plan["written"].items():
@@ -327,7 +344,7 @@ def _of_lms(path, stem):
     return Path(path).stem.partition("_")[0] if "_" in Path(path).stem.removesuffix(stem) else Path(path).stem
 
 # %% ../nbs/31_grading.ipynb #6a1f71b9
-_WORDS = {"passed": "", "not answered": "There is nothing here yet.", "not defined": "The name that is asked for is not defined. Was the cell renamed, or does it end in an error?",
+_WORDS = {"passed": "", "not answered": "There is nothing here yet.", "not defined": "The name that is asked for is not defined. Does it stand above its check, and does its cell end without an error?",
     "raised an error": "Your code raised an error on the grader's numbers.", "timed out": "It did not come back in time.", "process died": "It ended the process, or tried to.",
     "not a plain value": "What came back is neither a number, a text, a tensor, nor a list, tuple or dict of them.", "too large": "It is too large.", "wrong value": "A check failed.",
     "unreadable notebook": "The file is not a notebook that can be read.", "needs review": "To be read by a person.", "not submitted": "There is no notebook, or more than one."}
@@ -434,7 +451,7 @@ def grade(
     stem, out = Path(solution).stem, Path(out)
     found, plan = _found(submissions, stem), _plan(solution, hidden)
     (out / "students").mkdir(parents=True, exist_ok=True)
-    settings = json.dumps([plan["tests"], plan["written"], [sorted(h) for h in plan["hides"].values()], not unsafe, seconds]).encode()
+    settings = json.dumps([plan["tests"], plan["written"], plan["stubs"], [sorted(h) for h in plan["hides"].values()], not unsafe, seconds]).encode()
     keys = {s: hashlib.sha256(settings + (data or b"") + note.encode()).hexdigest() for s, data, note in found}
     def kept(student):
         try: old = json.loads((out / "students" / f"{student}.json").read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
 "Grading: honest work gets its points, and no notebook gains one, learns something hidden, or costs somebody else a grade."
-import csv, io, json, os, socket, subprocess, sys, time, zipfile
+import csv, io, json, os, socket, subprocess, sys, tempfile, time, zipfile
 from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -24,10 +24,12 @@ def solution():
         new_code_cell('assert twice(["a", "b"]) == ["a", "a", "b", "b"]', metadata=mark('test-1-2', grade=True, locked=True, points=1)),
         new_markdown_cell('Because.', metadata=mark('text-1-3', grade=True, solution=True, points=4))])
 
-def submission(half=HALF, twice=TWICE, before='', after='', words='YOUR ANSWER HERE', change=lambda nb: None):
+def submission(half=HALF, twice=TWICE, before='', between='', after='', words='YOUR ANSWER HERE', change=lambda nb: None):
+    "A notebook; `between` stands under both answers and above the tests"
     nb = solution()
     nb.cells[1].source, nb.cells[3].source, nb.cells[5].source = half, twice, words
     nb.cells[2].source = nb.cells[2].source.partition('\n###')[0]
+    if between: nb.cells[2:4] = [nb.cells[3], new_code_cell(between), nb.cells[2]]
     nb.cells[1:1] = [new_code_cell(before)] if before else []
     nb.cells += [new_code_cell(after)] if after else []
     change(nb)
@@ -66,9 +68,10 @@ HOSTILE = {
     'leaves in a function': (submission(lines('import os; os._exit(0)')), 0, 1),
     'leaves at the end': (submission(after='import os; os._exit(0)'), 2, 1),
     'crashes hard': (submission(lines('import ctypes; ctypes.string_at(0)')), 0, 1),
-    'SystemExit': (submission(lines('raise SystemExit(0)'), after='import sys; sys.exit(0)'), 0, 1),
+    'SystemExit': (submission(lines('raise SystemExit(0)'), between='import sys; sys.exit(0)'), 0, 1),
     'KeyboardInterrupt': (submission(lines('raise KeyboardInterrupt')), 0, 1),
-    'loops in a cell': (submission(after='while True: pass'), 2, 1),
+    'loops in a cell': (submission(between='while True: pass'), 2, 1),
+    'leaves before the tests': (submission(between='import os; os._exit(0)'), 2, 1),
     'loops in a function': (submission(lines('while True:', '    try:', '        while True: pass', '    except BaseException: pass')), 0, 1),
     'recurses': (submission(lines('return half(x)')), 0, 1),
     'forged reply': (submission(lines('data = json.dumps({"value": {"t": "AABAQA==", "s": [], "d": "float32"}, "nonce": "0" * 32}).encode()', 'os.write(W["WRITE"], struct.pack(">I", len(data)) + data)', 'return torch.tensor(0.)'), before=WORKER), 0, 1),
@@ -76,12 +79,12 @@ HOSTILE = {
     'half a frame': (submission(lines('os.write(W["WRITE"], struct.pack(">I", 1000) + b"{")', 'os._exit(0)'), before=WORKER), 0, 1),
     'a frame of four gigabytes': (submission(lines('os.write(W["WRITE"], b"\\xff\\xff\\xff\\xff")', 'return torch.tensor(0.)'), before=WORKER), 0, 1),
     'closes the pipes': (submission(lines('os.close(W["WRITE"])', 'return torch.tensor(3.)'), before=WORKER), 0, 1),
-    'replaces the worker': (submission(lines('return torch.tensor(0.)'), after=WORKER + 'W["call"] = lambda q: {"value": {"v": True}, "flows": True, "passed": True, "score": 100}'), 0, 0),
+    'replaces the worker': (submission(lines('return torch.tensor(0.)'), between=WORKER + 'W["call"] = lambda q: {"value": {"v": True}, "flows": True, "passed": True, "score": 100}'), 0, 0),
     'huge reply': (submission(lines('return torch.zeros(2**25)')), 0, 1),
     'nested reply': (submission(lines('y = []', 'for _ in range(500): y = [y]', 'return y')), 0, 1),
     'prints without end': (submission(before='for _ in range(200): print("x" * 10**6)'), 2, 1),
-    'clears the names': (submission(after='globals().clear()'), 0, 0),
-    'odd names': (submission(after='globals()[b"half"] = 1; globals()[("a",)] = 2; globals()["x" * 10**6] = 3'), 2, 1),
+    'clears the names': (submission(between='globals().clear()'), 0, 0),
+    'odd names': (submission(between='globals()[b"half"] = 1; globals()[("a",)] = 2; globals()["x" * 10**6] = 3'), 2, 1),
     'NaN': (submission(lines('return x.mean() * float("nan")')), 0, 1),
     'no gradient': (submission('def half(x): return (.5 * (x.detach() ** 2).mean())'), 0, 1),
     'opens a namespace of its own': (submission(lines('return torch.tensor(0.)'), before='import ctypes\nlibc = ctypes.CDLL(None)\nfor flag in (0x10000000, 0x00020000, 0x40000000): libc.unshare(flag)\nlibc.mount(b"/usr", b"/tmp", b"", 4096, None)'), 0, 1),
@@ -171,10 +174,9 @@ def test_a_zip_is_read_and_never_unpacked(tmp_path):
 def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path):
     source = empty_class(tmp_path)
     (tmp_path/'in').mkdir()
-    for i in range(3): (tmp_path/'in'/f's{i}.ipynb').write_text(submission(HALF if i % 2 else WRONG, after='import time; time.sleep(1)'))
+    for i in range(3): (tmp_path/'in'/f's{i}.ipynb').write_text(submission(HALF if i % 2 else WRONG, between='import time; time.sleep(1)'))
     command = [sys.executable, '-m', 'alignlab', 'grade', str(tmp_path/'in'), '--solution', str(source), '--jobs', '1', '--out']
-    whole = subprocess.run([*command, str(tmp_path/'whole')], capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
+    G.grade(tmp_path/'in', source, tmp_path/'whole', jobs=1)
     first = subprocess.Popen([*command, str(tmp_path/'cut')], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while len(list((tmp_path/'cut'/'students').glob('*.json'))) < 1 and first.poll() is None: time.sleep(.1)
     os.killpg(first.pid, 9); first.wait()
@@ -185,6 +187,29 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path):
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items())
     files = lambda d: {p.relative_to(d): p.read_bytes() for p in d.rglob('*') if p.is_file()}
     assert files(tmp_path/'cut') == files(tmp_path/'whole')
+
+@boxed
+def test_a_driver_runs_where_the_answer_lives():
+    "A training step changes a model, which is no plain value: the driver goes into the box, weights come out"
+    driver = "import torch\ndef weights(step, x):\n    model = torch.nn.Linear(2, 1, bias=False); torch.nn.init.ones_(model.weight)\n    for _ in range(3): step(model, x)\n    return model.weight"
+    test = f'from alignlab.exercises import drive, same\nsame(drive(step, {driver!r}, torch.eye(2)), torch.full((1, 2), .9 ** 3))'
+    right = 'def step(model, x):\n    model.zero_grad(); model(x).pow(2).mean().backward()\n    with torch.no_grad(): model.weight -= .1 * model.weight.grad'
+    cells = [new_code_cell('import torch'), new_code_cell(right, metadata=mark('ex-1', solution=True)), new_code_cell(test, metadata=mark('test-1', grade=True, locked=True, points=1))]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder)/'1.ipynb'; source.write_text(nbformat.writes(new_notebook(cells=cells)))
+        for answer, reason in ((right, 'passed'), (right.replace('model.zero_grad(); ', ''), 'wrong value'), ('def step(model, x): raise ValueError', 'raised an error'), ('# YOUR CODE HERE\nraise NotImplementedError()', 'not answered')):
+            cells[1] = new_code_cell(answer, metadata=mark('ex-1', solution=True))
+            item, = G.grade_once(nbformat.writes(new_notebook(cells=cells)), source)
+            assert item['reason'] == reason, (answer, item)
+
+@boxed
+def test_a_test_sees_what_stands_above_it():
+    "As when the notebook is run: what comes below, a redefinition or an endless cell, costs the items above nothing"
+    below = HALF.replace('.5', '.25') + '\nwhile True: pass'
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder)/'1.ipynb'; source.write_text(nbformat.writes(solution()))
+        items = G.grade_once(submission(after=below), source, seconds=2.)
+    assert [i['score'] for i in items][:2] == [2, 1]
 
 @boxed
 def test_hidden_overlay_and_lms_files(tmp_path):
