@@ -451,7 +451,7 @@ def grade(
     stem, out = Path(solution).stem, Path(out)
     found, plan = _found(submissions, stem), _plan(solution, hidden)
     (out / "students").mkdir(parents=True, exist_ok=True)
-    settings = json.dumps([plan["tests"], plan["written"], plan["stubs"], [sorted(h) for h in plan["hides"].values()], not unsafe, seconds]).encode()
+    settings = json.dumps([plan["tests"], plan["written"], plan["stubs"], [sorted(h) for h in plan["hides"].values()], not unsafe, float(seconds)]).encode()
     keys = {s: hashlib.sha256(settings + (data or b"") + note.encode()).hexdigest() for s, data, note in found}
     def kept(student):
         try: old = json.loads((out / "students" / f"{student}.json").read_text(encoding="utf-8"))
