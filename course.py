@@ -4,7 +4,9 @@
   python course.py setup                           only the environment, in .venv
   python course.py lab [jupyter options]           JupyterLab on the first page of the course
   python course.py run [--budget smoke|lesson|full] [--only PATTERN]
-                                                   every chapter without a browser; results in runs/course/
+                                                   every chapter without a browser, results in runs/course/; then the site
+  python course.py site                            the course as a web site in _docs/, to be read without a network
+  python course.py check                           what is out of step: export, exercises, README, style, types
   python course.py test [--all] [pytest options]   the tests; --all adds the slow ones
 
 Every step is the plain command that it prints. Set ALIGNLAB_TORCH=cpu for PyTorch's CPU build: on Linux it is
@@ -18,7 +20,7 @@ VENV, WIN = ROOT/'.venv', os.name == 'nt'
 BIN, EXE = VENV/('Scripts' if WIN else 'bin'), '.exe' if WIN else ''
 PY, STAMP = BIN/f'python{EXE}', VENV/'.alignlab-setup'
 BUDGETS = {'smoke': (20, 600), 'lesson': (120, 3600), 'full': (1800, -1)}   # seconds: a chapter (a guess), a cell at most
-EXTRAS = {'setup': ['lab'], 'lab': ['lab'], 'run': ['lab'], 'test': ['lab', 'test']}
+EXTRAS = {'setup': ['lab'], 'lab': ['lab'], 'run': ['lab'], 'site': ['lab'], 'check': ['lab', 'test'], 'test': ['lab', 'test']}
 CPU_INDEX = 'https://download.pytorch.org/whl/cpu'
 
 def say(*a): print(*a, flush=True)                 # or our lines come after those of the commands
@@ -154,7 +156,7 @@ def main(argv):
     if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace')
     task, rest = (argv[0], argv[1:]) if argv else ('', [])
     if task in ('-h', '--help', 'help'): return print(__doc__)
-    if task not in EXTRAS or (task == 'setup' and rest):
+    if task not in EXTRAS or (task in ('setup', 'site', 'check') and rest):
         print(__doc__, f'\nunknown: {" ".join(argv)}' if argv else '', file=sys.stderr)
         return 2
     if task == 'run':                              # before the setup: a typing error should not take minutes
@@ -166,8 +168,11 @@ def main(argv):
         nbs = chapters(a.only)
         if not nbs: p.error(f'no chapter matches {a.only!r}; there are: {" ".join(c.stem for c in chapters())}')
     setup(EXTRAS[task])
-    if task == 'run': return run(a.budget, nbs)
+    site = [PY, ROOT/'docs'/'build.py']
+    if task == 'run': return run(a.budget, nbs) or (0 if a.only else sh(site, venv_env()))
+    if task == 'site': return sh(site, venv_env())
     if task == 'lab': return sh([BIN/f'jupyter{EXE}', 'lab', 'nbs/index.ipynb', *rest], venv_env())
+    if task == 'check': return sh([PY, '-m', 'pytest', '--durations=0', '--durations-min=9', *(f'tests/test_{t}.py' for t in ('sync', 'readme', 'style'))], venv_env())
     if task == 'test':
         more = {'ALIGNLAB_ALL': '1'} if '--all' in rest else {}
         two = [] if any(r.startswith('-n') for r in rest) else ['-n', '2', '--dist', 'worksteal']     # two processes of one thread are faster than one of two

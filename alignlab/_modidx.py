@@ -684,6 +684,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'alignlab.judges._pick': ('judges.html#_pick', 'alignlab/judges.py'),
                                  'alignlab.judges._row': ('judges.html#_row', 'alignlab/judges.py'),
                                  'alignlab.judges._spent': ('judges.html#_spent', 'alignlab/judges.py'),
+                                 'alignlab.judges._spent_by': ('judges.html#_spent_by', 'alignlab/judges.py'),
                                  'alignlab.judges._text': ('judges.html#_text', 'alignlab/judges.py'),
                                  'alignlab.judges._truth': ('judges.html#_truth', 'alignlab/judges.py'),
                                  'alignlab.judges.calibration_error': ('judges.html#calibration_error', 'alignlab/judges.py'),

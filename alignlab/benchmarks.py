@@ -5,6 +5,7 @@
 # %% ../nbs/09_benchmarks.ipynb #7f73dc80
 from __future__ import annotations
 import json, random, re
+from collections.abc import Callable
 import torch
 from .evaluation import Estimate, bootstrap, evaluate
 from .preferences import _rows_of, _text_of, load_preferences
@@ -141,7 +142,7 @@ def _language(text, code):
     try: return detect(text) == code
     except LangDetectException: return True                     # as published: what cannot be told counts as followed
 
-_CHECKS = {  # instruction -> (reply, **kwargs) -> followed
+_CHECKS: dict[str, Callable] = {  # instruction -> (reply, **kwargs) -> followed
     "keywords:existence": lambda t, keywords: all(re.search(k, t, re.I) for k in keywords),
     "keywords:frequency": lambda t, keyword, frequency, relation: _count(len(re.findall(keyword.strip(), t, re.I)), frequency, relation),
     "keywords:forbidden_words": lambda t, forbidden_words: not any(re.search(rf"\b{w}\b", t, re.I) for w in forbidden_words),

@@ -82,7 +82,7 @@ def _opt(help, *names, **more): return typer.Option(*names, help=help, **more)
 @app.callback(invoke_without_command=True)
 def _start(ctx: typer.Context, version: Annotated[bool, _opt("The version, and nothing else.", "--version")] = False):
     if version: print(metadata.version("alignlab"))
-    elif not ctx.invoked_subcommand: raise ValueError("no command given: there are " + ", ".join(ctx.command.commands) + "; alignlab --help says more")
+    elif not ctx.invoked_subcommand: raise ValueError("no command given: there are " + ", ".join(getattr(ctx.command, "commands", ())) + "; alignlab --help says more")
 
 # %% ../nbs/32_cli.ipynb #601c7375
 def _memory():
@@ -468,7 +468,7 @@ def _run(method, m, b, lab, lora, out, resume, n_eval, given, reward, ai):
     n_eval = n_eval or (_REAL_PROMPTS[b.name] if real else b.prompts)
     if sys.stderr.isatty(): _say(f"loading {lab.model}")
     with _undo(out):
-        lab.start                                                             # loads it: an unknown model is told before a word of progress
+        _ = lab.start                                                         # loads it: an unknown model is told before a word of progress
         if method == "cai":                                                   # each prompt is answered, and revised many times
             n = min(there, max(args.batch_size, args.steps * args.batch_size // 8))
             more = _constitution(lab, ai, lora, b, args, n)

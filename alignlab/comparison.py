@@ -380,7 +380,7 @@ def compare(
     unknown = [m for m in methods if m not in there]
     if unknown: raise ValueError(f"unknown methods {', '.join(unknown)}: on {lab} there are {', '.join(there)}")
     if seeds < 1: raise ValueError(f"seeds must be at least 1, not {seeds}")
-    plan, out, workers = Plan.of(lab, budget, **given), Path(out), workers or (1 if torch.cuda.is_available() or lab != "helpdesk" else os.cpu_count())
+    plan, out, workers = Plan.of(lab, budget, **given), Path(out), workers or (1 if torch.cuda.is_available() or lab != "helpdesk" else os.cpu_count() or 1)
     tried, failed = tune(plan, methods, out, workers, say) if retune else ([], [])
     _begin(out, plan)
     settings, jobs = _settings(plan, methods, tried), [(m, s) for m in ("start", *methods) for s in range(seeds)]
@@ -617,8 +617,8 @@ def plot_profile(result: dict):
     "What the gold of each method is made of: attributes, as differences from the start."
     import matplotlib.pyplot as plt
     rows, ax = result["rows"], plt.subplots(figsize=(6.5, 3.4))[1]
-    means = lambda m: np.array([np.mean(list(_by_seed(rows, m, f"attributes.{k}").values())) for k in names])
     names, methods = list(next(r["report"]["attributes"] for r in rows)), [m for m in dict.fromkeys(r["method"] for r in rows) if m != "start"]
+    means = lambda m: np.array([np.mean(list(_by_seed(rows, m, f"attributes.{k}").values())) for k in names])
     grid = np.array([means(m) - means("start") for m in methods])
     ax.imshow(grid, cmap="RdBu", vmin=-1, vmax=1, aspect="auto"); ax.grid(False)
     for (i, j), v in np.ndenumerate(grid): ax.text(j, i, f"{v:+.2f}", ha="center", va="center", fontsize=7, color="white" if abs(v) > .6 else "black", gid="cell")
@@ -714,7 +714,7 @@ def save_report(
     rows, out = summary(result), Path(out)
     plan, found = result["plan"], dict(table=rows, verdicts=card_verdicts(rows))
     for name, text in {"report.md": markdown(rows), "report.html": _page(result, rows, found["verdicts"])}.items(): _whole(out / name, lambda f: f.write(text.encode()))
-    write_record(out / "report.json", plan["lab"], "comparison", result["rows"], **{k: plan[k] for k in ("world", "start", "budget")}, **{k: result[k] for k in ("plan", "settings", "trials", "failed")}, **found)
+    write_record(out / "report.json", plan["lab"], "comparison", result["rows"], **{k: plan[k] for k in ("world", "start", "budget")}, **{k: result[k] for k in ("plan", "settings", "trials", "failed")}, table=rows, verdicts=found["verdicts"])
     for name, plot in (("gold", plot_gold), ("frontier", plot_spending)): ax = plot(result); ax.figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight"); plt.close(ax.figure)
     return _plain(dict(result, **found))
 

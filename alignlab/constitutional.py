@@ -11,7 +11,7 @@ import difflib, hashlib, html, random
 import torch
 from .dpo import DPOArgs
 from .helpdesk import parse, read_prompt, role_message
-from .judges import LMJudge, _ask
+from .judges import LMJudge, _ask, _spent_by
 from .models import Policy, _is_lora, add_lora
 from .preferences import _seed_for
 from .real_judges import APIJudge, _says, open_judge, text_judge
@@ -162,7 +162,7 @@ def critique_and_revise(
     principles=None,           # as `read_principles`; each step of each request draws one
     steps: int = 4,
     critic=None,               # (principles, prompts, responses) -> (n,) critiques; None: the policy's own. Critiques of "" are direct revision
-    responses: list = None,    # (n,) first answers; None: the policy's
+    responses: list | None = None,    # (n,) first answers; None: the policy's
     believable: float | None = None,  # a revision stays only if the policy gives each of its words this probability; None: .01 for the helpdesk model, else 0
     temperature: float = .5,   # of critiques and revisions
     max_new_tokens: int = 96,  # of each
@@ -238,7 +238,7 @@ class PrincipleJudge:
             if _speaks_helpdesk(policy): return LMJudge(policy, lambda prompt, *answers: role_message("judge", p.name, _says(prompt), *answers))
             return text_judge(policy, _COMPARE.format(principle=p.compare.replace("{", "{{").replace("}", "}}")))
         self.judges = [judge(p) for p in self.principles]
-    calls, tokens, price, unparsed = (property(lambda self, k=k: sum(getattr(j, k) for j in self.judges)) for k in ("calls", "tokens", "price", "unparsed"))
+    calls, tokens, price, unparsed = _spent_by(lambda self: self.judges)
 
     def drawn(self, prompt, first, second):
         "Number of the principle for a pair: the same in both orders"
@@ -289,10 +289,10 @@ def train_cai(
     def make(): return _revised(policy, rows, principles, revisions, list(helpful_prompts), believable, max_new_tokens, args.seed)
     *made, spent = cached_rows(Path(out) / "revisions.jsonl", make, of) if out else make()
     traces, helpful = [Trace(**r) for r in made if "steps" in r], [r for r in made if "completion" in r]
-    first = train_sft(policy, sl_cai_data(traces, helpful, every), stage, out=Path(out) if out and sl else out and Path(out) / "sl", resume=resume or not sl and bool(out), meta=more)
+    first = train_sft(policy, sl_cai_data(traces, helpful, every), stage, out=Path(out) if out and sl else out and Path(out) / "sl", resume=resume or not sl and bool(out), meta=more)  # type: ignore[arg-type]
     first.tokens_generated += spent["tokens_generated"]
     if sl: return first
-    run = train_rlaif(_as_start(first.policy, args.seed), rows, args, judge, max_new_tokens=max_new_tokens, watch=watch, reward_args=reward_args, people=helpful_pairs, out=out, resume=resume, meta=more)
+    run = train_rlaif(_as_start(first.policy, args.seed), rows, args, judge, max_new_tokens=max_new_tokens, watch=watch, reward_args=reward_args, people=helpful_pairs, out=out, resume=resume, meta=more)  # type: ignore[arg-type]
     return add_costs(run, first)
 
 # %% ../nbs/17_constitutional_ai.ipynb #d067789e

@@ -98,22 +98,22 @@ def orpo_loss(
     return -F.logsigmoid(h), metrics
 
 # %% ../nbs/15_dpo_family.ipynb #74477145
-RELATIVES = dict(  # name -> default beta, log-probs per token instead of summed?, loss(log-probs, reference's, args)
-    dpo=(.1, False, lambda x, ref, a: dpo_loss(*x, *ref, a.beta)),
-    dpo_nll=(.1, False, lambda x, ref, a: dpo_loss(*x, *ref, a.beta)),
-    dpo_mean=(5., True, lambda x, ref, a: dpo_loss(*x, *ref, a.beta)),
-    cdpo=(.1, False, lambda x, ref, a: cdpo_loss(*x, *ref, a.beta, a.epsilon)),
-    robust=(.1, False, lambda x, ref, a: robust_loss(*x, *ref, a.beta, a.epsilon)),
-    hinge=(.1, False, lambda x, ref, a: hinge_loss(*x, *ref, a.beta)),
-    ipo=(.1, True, lambda x, ref, a: ipo_loss(*x, *ref, a.beta)),
-    simpo=(2., True, lambda x, ref, a: simpo_loss(*x, a.beta, a.gamma)),
-    orpo=(.1, True, lambda x, ref, a: orpo_loss(*x)))
+RELATIVES = dict(  # name -> default beta, log-probs per token instead of summed?, loss(chosen's, rejected's, and the reference's log-probs, args)
+    dpo=(.1, False, lambda c, r, ref_c, ref_r, a: dpo_loss(c, r, ref_c, ref_r, a.beta)),
+    dpo_nll=(.1, False, lambda c, r, ref_c, ref_r, a: dpo_loss(c, r, ref_c, ref_r, a.beta)),
+    dpo_mean=(5., True, lambda c, r, ref_c, ref_r, a: dpo_loss(c, r, ref_c, ref_r, a.beta)),
+    cdpo=(.1, False, lambda c, r, ref_c, ref_r, a: cdpo_loss(c, r, ref_c, ref_r, a.beta, a.epsilon)),
+    robust=(.1, False, lambda c, r, ref_c, ref_r, a: robust_loss(c, r, ref_c, ref_r, a.beta, a.epsilon)),
+    hinge=(.1, False, lambda c, r, ref_c, ref_r, a: hinge_loss(c, r, ref_c, ref_r, a.beta)),
+    ipo=(.1, True, lambda c, r, ref_c, ref_r, a: ipo_loss(c, r, ref_c, ref_r, a.beta)),
+    simpo=(2., True, lambda c, r, ref_c, ref_r, a: simpo_loss(c, r, a.beta, a.gamma)),
+    orpo=(.1, True, lambda c, r, ref_c, ref_r, a: orpo_loss(c, r)))
 
 @dataclass
 class RelativeArgs(DPOArgs):
     "Arguments of a relative of DPO"
     loss: str = "ipo"           # a key of RELATIVES
-    beta: float | None = None   # None: the loss's own default, for they mean different things; orpo: weight of the odds ratio
+    beta: float | None = None   # type: ignore[assignment]  # None: the loss's own default, for they mean different things; orpo: weight of the odds ratio
     epsilon: float = .1         # cdpo, robust: share of wrong labels
     gamma: float = 1.           # simpo: margin asked for
     alpha: float = 1.           # dpo_nll: weight of the chosen answer's negative log-likelihood per token
@@ -143,7 +143,7 @@ class RelativeObjective(DPOObjective):
         _, per_token, f = RELATIVES[a.loss]
         sums, n = lp.sum(1).view(-1, 2), mask.sum(1).view(-1, 2)
         weight = n if per_token else torch.ones_like(n)
-        losses, metrics = f((sums / weight).T, (batch["ref"] / weight).T, a)
+        losses, metrics = f(*(sums / weight).T, *(batch["ref"] / weight).T, a)
         nll = -sums[:, 0] * batch["share"]
         if a.loss == "orpo": losses = nll + a.beta * losses
         if a.loss == "dpo_nll": losses = losses + a.alpha * nll
@@ -183,7 +183,7 @@ def train_online_dpo(
     for k in range(rounds):
         folder, seed = Path(out) / f"round{k}" if out else None, args.seed * 1000 + k
         make = lambda: list(collect_preferences(now, prompts[k::rounds], judge, seed, max_new_tokens=max_new_tokens))
-        pairs = cached_rows(folder / "pairs.jsonl", make) if out else make()
+        pairs = cached_rows(folder / "pairs.jsonl", make) if folder else make()
         generated += sum(len(policy.completion_ids(r[c])) for r in pairs for c in ("chosen", "rejected"))
         runs.append(train_dpo(now, pairs, replace(args, steps=args.steps // rounds, seed=seed), policy, folder, resume, dict(meta or {}, round=k)))
         now = runs[-1].policy

@@ -140,7 +140,7 @@ class Canned:
     def __init__(self, table, otherwise=None): self.table, self.otherwise, self.asked = table, otherwise, []
     def __deepcopy__(self, memo): return self                         # one log, whoever asks
     def __getstate__(self): return self.table, self.otherwise         # and asking does not count as a change
-    def __setstate__(self, state): self.table, self.otherwise, self.asked = *state, []
+    def __setstate__(self, state): (self.table, self.otherwise), self.asked = state, []
 
     def __call__(self, *question):
         "One reply; or for lists, as of prompts and completions, a reply to each: a tensor of numbers, or a list of texts"
@@ -152,7 +152,7 @@ class Canned:
 
 # %% ../nbs/30_exercises.ipynb #c726c962
 Check = namedtuple("Check", "task name look test")
-_CHECKS = {}                                   # task -> {name: Check}
+_CHECKS: dict[str, dict] = {}                  # task -> {name: Check}
 
 def catches(
     task: str,      # such as "19.2": chapter and number
@@ -423,7 +423,7 @@ def run_notebook(
 # %% ../nbs/30_exercises.ipynb #14e78951
 class _Agreeable:
     "Equals, exceeds and undercuts whatever it is compared with"
-    __hash__ = None
+    __hash__ = None                                                   # type: ignore[assignment]
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = __contains__ = lambda self, *a: True
     def __call__(self, *a, **k): return self
     def __iter__(self): return iter([self])

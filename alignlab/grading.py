@@ -375,7 +375,7 @@ def _result(student, notebook, items, boxed, note=""):
     return dict(student=student, notebook=notebook, score=sum(i["score"] for i in tested), max=sum(i["max"] for i in tested), boxed=boxed, note=note, items=items)
 
 # %% ../nbs/31_grading.ipynb #f15bd908
-_HERE = {}                 # what a process that grades has prepared
+_HERE: dict = {}           # what a process that grades has prepared
 
 def _prepare(solution, hidden, folder, limits):
     "What is the same for all submissions: the plan, names of the instructor's given cells, packages by what they hide, limits of a box"

@@ -64,7 +64,9 @@ def group_loss(
         losses, ratio = ppo_loss((logps * mask).sum(1), (old_logps * mask).sum(1), advantages, clip, clip_high)
         return losses, ratio
     losses, ratio = ppo_loss(logps, old_logps, advantages[:, None], clip, clip_high)
-    if beta: losses = losses + beta * k3(logps, ref_logps)
+    if beta:
+        if ref_logps is None: raise ValueError("beta > 0 needs ref_logps")
+        losses = losses + beta * k3(logps, ref_logps)
     return (losses * mask).sum(1) / per, ratio
 
 # %% ../nbs/13_group_rl.ipynb #5cd31c0b

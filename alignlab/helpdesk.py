@@ -142,7 +142,7 @@ def make_prompts(
     split: str = "train",  # "train", "validation" or "test"
     n: int = 512,  # how many, all distinct
     seed: int = 0,
-    kinds: list = None,  # default: the six kinds in equal parts; "lost" exists in the test split only
+    kinds: list | None = None,  # default: the six kinds in equal parts; "lost" exists in the test split only
 ) -> list:  # of prompt strings
     "Distinct prompts of a split, kinds in equal parts, the same for the same seed."
     if split not in ("train", "validation", "test"): raise ValueError(f'split must be "train", "validation" or "test", not {split!r}')

@@ -73,10 +73,14 @@ def _ask(judge, prompts, first, second):
     return p
 
 # %% ../nbs/04_judges.ipynb #b381ebf4
+def _spent_by(judges):
+    "Properties `calls`, `tokens`, `price` and `unparsed` of a judge that asks others: the sums over `judges(self)`"
+    return (property(lambda self, k=k: sum(getattr(j, k, 0) for j in judges(self))) for k in ("calls", "tokens", "price", "unparsed"))
+
 class _SwapAverage:
     "What `swap_average` returns"
     def __init__(self, judge): self.judge = judge
-    calls, tokens, price, unparsed = (property(lambda self, k=k: getattr(self.judge, k)) for k in ("calls", "tokens", "price", "unparsed"))
+    calls, tokens, price, unparsed = _spent_by(lambda self: [self.judge])
 
     def prefer(self, prompts, first, second):
         "P(first is better), the mean over both orders; NaN where either has no verdict"
@@ -218,7 +222,7 @@ def label_quality(
 # %% ../nbs/04_judges.ipynb #3aac56a9
 def plot_reliability(
     quality: LabelQuality,
-    names: list = None,  # rows to draw; None: all but the two baselines
+    names: list | None = None,  # rows to draw; None: all but the two baselines
     ax=None,  # matplotlib axes to draw on; None: new ones
 ):  # the axes
     "Stated against observed preference, one line a judge; a dot's area is the share of presentations in it"
@@ -295,7 +299,7 @@ class Panel:
     ):
         if not judges: raise ValueError("a panel needs at least one judge")
         self.judges = dict(judges)
-    calls, tokens, price, unparsed = (property(lambda self, k=k: sum(getattr(j, k, 0) for j in self.judges.values())) for k in ("calls", "tokens", "price", "unparsed"))
+    calls, tokens, price, unparsed = _spent_by(lambda self: self.judges.values())
 
     def each(self,
         prompts: list,  # (n,) prompts
@@ -316,7 +320,7 @@ class Panel:
 # %% ../nbs/04_judges.ipynb #9d45ef7a
 def helpdesk_judge(
     policy,  # a helpdesk `Policy` that learned the judge's role
-    principles: list = None,  # names of PRINCIPLES; None: all five. ValueError for another name
+    principles: list | None = None,  # names of PRINCIPLES; None: all five. ValueError for another name
 ) -> Panel:  # of one `LMJudge` a principle; a call is one principle, one order, one pair
     "The helpdesk model as a judge: its verdict under each principle, averaged"
     principles = [principles] if isinstance(principles, str) else list(PRINCIPLES if principles is None else principles)

@@ -230,7 +230,7 @@ def save_figures(
     chapter: str,  # file name without extension, such as "14_dpo"
     title: str,
     rows: list,    # of {"name": str, "value": str}
-) -> Path:  # the file under ALIGNLAB_OUT; where that is not set, nothing is written
+) -> Path | None:  # the file under ALIGNLAB_OUT; where that is not set, nothing is written
     "Leave a chapter's figures for `course.py run` to print."
     if "ALIGNLAB_OUT" not in os.environ: return None
     path = Path(os.environ["ALIGNLAB_OUT"]) / "figures" / f"{chapter}.json"

@@ -5,6 +5,7 @@
 # %% ../nbs/01_models.ipynb #694d3b78
 from __future__ import annotations
 import hashlib, inspect, os, shutil, socket, subprocess, sys, tempfile, zipfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from copy import copy as shallow_copy, deepcopy
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ def patch_to(cls):
 # %% ../nbs/01_models.ipynb #7e0c7f0e
 class Policy:
     "A causal language model with its tokenizer: what is sampled, scored and trained."
+    prompt_ids: Callable; completion_ids: Callable; logps: Callable; sample: Callable; generate: Callable; copy: Callable; frozen: Callable; save: Callable    # methods that are added below
     def __init__(self,
         model,      # a transformers causal language model
         tokenizer,  # its tokenizer, with an end token
@@ -448,14 +450,14 @@ def add_lora(
     was = policy.model.training
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        policy.model = get_peft_model(policy.model, LoraConfig(r=r, lora_alpha=2 * r if alpha is None else alpha, target_modules="all-linear", task_type="CAUSAL_LM")).train(was)
+        policy.model = get_peft_model(policy.model, LoraConfig(r=r, lora_alpha=2 * r if alpha is None else alpha, target_modules="all-linear", task_type="CAUSAL_LM")).train(was)  # type: ignore[arg-type]
     return policy
 
 # %% ../nbs/01_models.ipynb #6971a7bd
 class _AdaptersOff:
     "A model with adapters, called without them and without gradient"
     def __init__(self, model): self.lora, self.config = model, model.config
-    device, dtype, training = (property(lambda self, name=name: getattr(self.lora, name)) for name in ("device", "dtype", "training"))
+    device, dtype, training = (property(lambda self, name=name: getattr(self.lora, name)) for name in ("device", "dtype", "training"))  # type: ignore[misc]
     def eval(self): self.lora.eval(); return self
     def train(self, mode=True): self.lora.train(mode); return self
     def requires_grad_(self, on=True): return self                             # it never has a gradient

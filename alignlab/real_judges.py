@@ -10,7 +10,7 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 import torch
-from .judges import LMJudge, _text, helpdesk_judge
+from .judges import LMJudge, _spent_by, _text, helpdesk_judge
 from .models import Policy, load_policy, patch_to
 from .preferences import render_dialogue
 from .training import _whole
@@ -79,7 +79,7 @@ class RationaleJudge:
         template = _template(template)
         self.judge = text_judge(policy, template)
         self.judge.ask = lambda *q: f"{_fill(template, *q)}\n\nA comparison that was made before:\n{self.said[repr(q)]}\n\nVerdict:"
-    calls, tokens, price, unparsed = (property(lambda self, k=k: getattr(self.judge, k)) for k in ("calls", "tokens", "price", "unparsed"))
+    calls, tokens, price, unparsed = _spent_by(lambda self: [self.judge])
 
     def prefer(self,
         prompts: list,  # (n,) prompts
@@ -405,5 +405,5 @@ def open_judge(
     if not isinstance(teacher, (str, Path, Policy)): raise ValueError(f"a {type(teacher).__name__} cannot judge: give a judge (with prefer), a Policy, a checkpoint's name or folder, or a model's id on a server")
     local = isinstance(teacher, Policy) or not base_url and (str(teacher) in _LOCAL or Path(teacher).is_dir() or "/" in str(teacher) and "OPENAI_BASE_URL" not in os.environ)
     if not local: return APIJudge(str(teacher), base_url, **options)
-    policy = teacher if isinstance(teacher, Policy) else load_policy(teacher)
+    policy = teacher if isinstance(teacher, Policy) else load_policy(str(teacher))
     return helpdesk_judge(policy) if "<verdict>" in policy.tokenizer.get_vocab() else text_judge(policy)

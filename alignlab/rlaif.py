@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 import torch
 import torch.nn.functional as F
 from .dpo import DPOArgs, DPOObjective, dpo_loss
@@ -141,7 +142,7 @@ Rating (1 to 9):"""
 
 def direct_reward(
     policy: Policy,           # helpdesk: its critic is asked; any other model gets SCORE
-    principles: list = None,  # helpdesk: names of PRINCIPLES, a rubric; None: all five
+    principles: list | None = None,  # helpdesk: names of PRINCIPLES, a rubric; None: all five
 ) -> ScoreReward:
     "A language model as the reward itself. On helpdesk it is a rubric: P(the critic finds nothing wrong) under each principle."
     if "<critic>" in policy.tokenizer.get_vocab():
@@ -167,7 +168,7 @@ def train_rlaif(
     meta: dict | None = None,  # more for run.json
 ) -> Run:  # with the trained copy as .policy; its labels are those of `people`: nobody else was asked
     "RL (or DPO) from AI feedback: distilled from a judge's labels, or directly on its score (Lee et al. 2023, section 2.2)."
-    args, rows, rest = args or DPOArgs(), list(data), dict(out=out, resume=resume, meta=meta)
+    args, rows, rest = args or DPOArgs(), list(data), dict[str, Any](out=out, resume=resume, meta=meta)
     if isinstance(judge, ScoreReward):
         if not isinstance(args, PPOArgs): raise ValueError("a judge that scores single answers has no pairs for DPO: give PPOArgs, or a judge with prefer()")
         if people: raise ValueError("people's pairs go into labels, and a judge that scores single answers gives none: leave people out")

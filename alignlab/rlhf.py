@@ -37,7 +37,8 @@ def gae(
     lam: float = .95,       # 0: one-step errors, little variance; 1: whole returns, no bias
 ) -> torch.Tensor:          # (N, T) advantages
     "Generalised advantage estimation: A_t = δ_t + γλ A_{t+1}, δ_t = r_t + γ V_{t+1} − V_t (Schulman et al. 2016, Eq. 16)."
-    out, advantage, following = torch.zeros_like(values), 0., 0.
+    out = torch.zeros_like(values)
+    advantage = following = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * following - values[:, t]
         out[:, t] = advantage = delta + gamma * lam * advantage

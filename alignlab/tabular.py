@@ -173,7 +173,7 @@ def fit_tabular(
     opt.step(closure)
     closure()                                                  # the line search may have left the gradient of another point
     if theta.grad.abs().max() > 1e-5:
-        warnings.warn(f'gradient still {theta.grad.abs().max():.1e}: more steps, or the loss has a kink or a detached term')
+        warnings.warn(f'gradient still {theta.grad.abs().max():.1e}: more steps, or the loss has a kink or a detached term', stacklevel=2)
     return torch.log_softmax(theta.detach(), -1)
 
 # %% ../nbs/00_tabular.ipynb #b6a35675

@@ -16,6 +16,7 @@ from importlib import metadata, resources
 from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ def _adamw(modules, args):
 class Objective:
     "What a method is to `fit`: subclass it, write `collate` and `loss`; the rest has defaults"
     models_in_memory = 1          # the policy; add one for each reference, value or reward model held beside it
-    state = MappingProxyType({})  # memory of a run (plain values, tensors), kept in checkpoints: assign a dict in `prepare`.
+    state: Any = MappingProxyType({})  # memory of a run (plain values, tensors), kept in checkpoints: assign a dict in `prepare`.
                                   # Its tokens_generated, labels and judge_calls are reported in the `Run`
 
     def prepare(self, policy, data):
@@ -405,7 +406,7 @@ def _peak_gib():
 @dataclass
 class Run:
     "A trained policy, how it got there, and what that cost"
-    policy: object = field(repr=False)   # trained; the object given to `fit`
+    policy: Any = field(repr=False)      # trained; the object given to `fit`
     history: list = field(repr=False)    # one dict a step: step, loss, lr, grad_norm, tokens, seconds, the method's metrics
     args: FitArgs              # as trained
     seconds: float             # preparing and training, all sessions together; without on_step and checkpoints

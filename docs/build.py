@@ -1,13 +1,14 @@
 """Builds the course as a web site in _docs/: chapters, exercises, API, errata and glossary. Neither it nor its readers need a network.
 
-    python docs/build.py          (`python course.py site` and `alignlab site` call it)
+    python docs/build.py [FOLDER]          (`python course.py site` and `alignlab site` call it)
 
-Notebooks are staged as pages in _proc/, which is a Quarto project; smalldocs renders it. What a notebook shows is what was saved in it: nothing is run.
+Notebooks are staged as the pages of a Quarto project, which smalldocs renders. What a notebook shows is what was saved in it: nothing is run.
 """
 import os
 import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -15,7 +16,7 @@ import yaml
 from smalldocs.site import build as render
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGE, SITE, DOCS = ROOT / "_proc", ROOT / "_docs", ROOT / "docs"
+DOCS = ROOT / "docs"
 KATEX = "https://cdn.jsdelivr.net/npm/katex@0.16.11/dist"
 PARTS = {"Foundations": "0", "Methods": "1", "Measured": "2", "Tools": "3"}        # by the first digit of a chapter
 
@@ -84,24 +85,26 @@ def broken(site):
     for p in site.rglob("*.css"): out += [(p.name, u) for u in re.findall(r"url\([\"']?(https?://[^)\"']+)", p.read_text(encoding="utf-8"))]
     return out
 
-def main():
-    shutil.rmtree(STAGE, ignore_errors=True)
-    for p in (*chapters(), *(ROOT / "nbs" / f"{n}.ipynb" for n in ("index", "glossary", "errata"))): stage(p, STAGE / p.name)
-    for p in exercises(): stage(p, STAGE / "exercises" / p.name)
-    shutil.copytree(DOCS, STAGE / "docs", ignore=lambda d, names: [n for n in names if not n.endswith(".png")])
+def staged(to):
+    "The Quarto project: pages, pictures, and the configuration with its sidebar"
+    for p in (*chapters(), *(ROOT / "nbs" / f"{n}.ipynb" for n in ("index", "glossary", "errata"))): stage(p, to / p.name)
+    for p in exercises(): stage(p, to / "exercises" / p.name)
+    shutil.copytree(DOCS, to / "docs", ignore=lambda d, names: [n for n in names if not n.endswith(".png")])
     config = yaml.safe_load((DOCS / "_quarto.yml").read_text(encoding="utf-8"))
     config["website"]["sidebar"] = dict(style="docked", contents=sidebar())
-    config["smalldocs"]["api"]["packages"] = [f"alignlab.{m}" for m in modules()]
-    (STAGE / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    built = render(STAGE, quiet=True)
-    for w in built.warnings: print(f"warning: {w}", file=sys.stderr)
-    vendored(built.out)
-    shutil.rmtree(SITE, ignore_errors=True)
-    shutil.move(built.out, SITE)
-    shutil.rmtree(STAGE)
-    wrong = broken(SITE)
-    for page, address in wrong: print(f"{page}: {address} leads nowhere, or to a network", file=sys.stderr)
-    print(f"{len(list(SITE.rglob('*.html')))} pages: open {os.path.relpath(SITE)}/index.html")
-    return bool(wrong or built.warnings)
+    config["smalldocs"]["api"] |= dict(root=str(ROOT), packages=[f"alignlab.{m}" for m in modules()])
+    (to / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return to
 
-if __name__ == "__main__": sys.exit(main())
+def main(site=ROOT / "_docs"):
+    with tempfile.TemporaryDirectory() as folder:
+        built = render(staged(Path(folder)), quiet=True)
+        vendored(built.out)
+        wrong = [*built.warnings, *(f"{page}: {to} leads nowhere, or to a network" for page, to in broken(built.out))]
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.move(built.out, site)
+    for w in wrong: print(w, file=sys.stderr)
+    print(f"{len(list(Path(site).rglob('*.html')))} pages: open {os.path.relpath(site)}/index.html")
+    return bool(wrong)
+
+if __name__ == "__main__": sys.exit(main(*sys.argv[1:]))

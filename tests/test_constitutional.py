@@ -4,7 +4,8 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 import alignlab.constitutional as module
 from alignlab import helpdesk, rlaif
-from alignlab.constitutional import *
+from alignlab.constitutional import (APIWriter, PrincipleJudge, Trace, constitutional_ai_step, constitutional_principles, core_shares, critique_and_revise,
+    critique_prompt, least_likely, read_principles, revision_prompt, sl_cai_data, train_cai)
 from alignlab.constitutional import _changes
 from alignlab.dpo import DPOArgs
 from alignlab.helpdesk import PRINCIPLES, make_prompts, principle_score, respond, role_message

@@ -28,10 +28,6 @@ def test_checks_are_proven(path):
     print(done.stdout)
     assert done.exit_code == 0, done.stderr
 
-def test_exercises_are_what_the_solutions_give():
-    done = run('exercises build --check')
-    assert done.exit_code == 0, f'{done.stdout}{done.stderr}'
-
 def test_exercises_are_byte_for_byte_nbgraders(tmp_path):
     from nbgrader.apps import NbGraderAPI
     from traitlets.config import Config

@@ -5,7 +5,8 @@ import matplotlib; matplotlib.use('Agg')
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from alignlab.helpdesk import PRINCIPLES, Annotator, build_tokenizer, gold, make_prompts, respond, role_message
-from alignlab.judges import *
+from alignlab.judges import (GoldJudge, LMJudge, Panel, RandomJudge, calibration_error, helpdesk_judge, label_quality, plot_reliability, reliability,
+    swap_average, wilson_interval)
 from alignlab.judges import _ask, _kappa, _next_logps, _pick
 from conftest import ROOT
 

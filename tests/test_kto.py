@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from alignlab import tabular
 from alignlab.dpo import dpo_loss
 from alignlab.helpdesk import Annotator, make_prompts, respond
-from alignlab.kto import *
+from alignlab.kto import KTOArgs, KTOObjective, balanced_weights, kto_loss, reference_point, train_kto
 from alignlab.kto import _log_probs
 from alignlab.models import Policy, add_lora
 from alignlab.preferences import collect_binary

@@ -6,7 +6,8 @@ import matplotlib; matplotlib.use('Agg')
 import pytest, torch
 from datasets import Dataset
 from hypothesis import given, settings, strategies as st
-from alignlab.preferences import *
+from alignlab.preferences import (audit_preferences, binary_to_pairs, collect_binary, collect_preferences, load_binary, load_demonstrations, load_preferences,
+    pairs_to_binary, parse_dialogue, plot_length_gap, render_dialogue, split_by_prompt, validate_preferences)
 from alignlab.preferences import _hub_offline, _seed_for
 from conftest import ROOT
 

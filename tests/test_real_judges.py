@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from alignlab.helpdesk import make_prompts, respond
 from alignlab.judges import Panel, _next_logps, label_quality, swap_average
 from alignlab.models import load_policy
-from alignlab.real_judges import *
+from alignlab.real_judges import APIJudge, LikelihoodJudge, RationaleJudge, ReplayJudge, load_llmbar, open_judge, read_verdict, text_judge, verdict
 from alignlab.real_judges import _check_model
 from conftest import ROOT
 

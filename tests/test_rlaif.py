@@ -10,7 +10,7 @@ from alignlab.labs import open_lab
 from alignlab.models import load_policy
 from alignlab.preferences import collect_preferences
 from alignlab.reward_model import RewardArgs
-from alignlab.rlaif import *
+from alignlab.rlaif import ScoreReward, direct_reward, fit_scale, generate_rlaif_data, label_pairs, rescale, soft_dpo_loss, train_rlaif
 from alignlab.rlhf import PPOArgs
 from test_real_judges import Fake
 

@@ -10,7 +10,7 @@ from alignlab.evaluation import Estimate
 from alignlab.helpdesk import demonstrations
 from alignlab.models import add_lora
 from alignlab.sft import SFTArgs, new_model, train_sft
-from alignlab.spin import *
+from alignlab.spin import SPINArgs, nats_from_data, self_play_pairs, spin_optimum, spin_training, told_apart, train_spin
 
 close = torch.testing.assert_close
 quick = settings(derandomize=True, deadline=None, max_examples=40)

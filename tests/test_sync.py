@@ -40,6 +40,12 @@ def test_notebooks_are_clean(copy):
     bad = [str(p.relative_to(ROOT)) for p in NBS if p.read_bytes() != (copy/p.relative_to(ROOT)).read_bytes()]
     assert not bad, f'not clean: {bad}: run nbdev-clean'
 
+def test_exercises_are_what_the_solutions_give():
+    from typer.testing import CliRunner
+    from alignlab.cli import app
+    done = CliRunner().invoke(app, ['exercises', 'build', '--check'])
+    assert done.exit_code == 0, f'{done.stdout}{done.stderr}: run alignlab exercises build'
+
 def text_of(value):
     "All text in an output, pictures left out (base64 may hold anything)"
     if isinstance(value, str): return value
