@@ -73,9 +73,9 @@ def _ask(judge, prompts, first, second):
     return p
 
 # %% ../nbs/04_judges.ipynb #b381ebf4
-def _spent_by(judges):
-    "Properties `calls`, `tokens`, `price` and `unparsed` of a judge that asks others: the sums over `judges(self)`"
-    return (property(lambda self, k=k: sum(getattr(j, k, 0) for j in judges(self))) for k in ("calls", "tokens", "price", "unparsed"))
+def _spent_by(judges, *unknown):
+    "Properties `calls`, `tokens`, `price` and `unparsed` of a judge that asks others: the sums over `judges(self)`; of one that does not count, `unknown`"
+    return (property(lambda self, k=k: sum(getattr(j, k, *unknown) for j in judges(self))) for k in ("calls", "tokens", "price", "unparsed"))
 
 class _SwapAverage:
     "What `swap_average` returns"
@@ -299,7 +299,7 @@ class Panel:
     ):
         if not judges: raise ValueError("a panel needs at least one judge")
         self.judges = dict(judges)
-    calls, tokens, price, unparsed = _spent_by(lambda self: self.judges.values())
+    calls, tokens, price, unparsed = _spent_by(lambda self: self.judges.values(), 0)
 
     def each(self,
         prompts: list,  # (n,) prompts
