@@ -2,7 +2,7 @@
 
     python benchmarks/records.py dpo    [--seeds 5]                helpdesk: beta sweep, swapped and shuffled labels
     python benchmarks/records.py family [--seeds 5]                helpdesk: learning rates, relatives, noise, similar pairs, online
-    python benchmarks/records.py picture                           docs/dpo.png from the record
+    python benchmarks/records.py picture                           docs/dpo.png and docs/comparison.png from the records
     python benchmarks/records.py sentiment [--seeds 1] [--pairs 192] [--prompts 96]     SmolLM2-135M and VADER's score: learning rates beside the tilted optimum
     python benchmarks/records.py pairs --data F [--eval-data F] [--pairs N]   SmolLM2-135M-Instruct on a file of human preferences
 
@@ -146,10 +146,11 @@ def family(args):
     if SHARE["of"] == 1: write("dpo_family", rows, lab, tilted=tilted(lab), best_of_n=best(lab))
 
 def picture(args):
-    "docs/dpo.png, the picture of the README, from the shipped record"
+    "The pictures of the README, from the shipped records"
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from alignlab.comparison import plot_gold
     from alignlab.evaluation import use_style
     from alignlab.training import read_record
     use_style()
@@ -162,7 +163,9 @@ def picture(args):
     ax.plot([t["kl"] for t in record["tilted"]], [t["gold"] for t in record["tilted"]], "k--", lw=1, label="best attainable (estimated)")
     ax.axhline(record["runs"][0]["start"]["gold"]["mean"], color="k", lw=.7, ls=":"); ax.text(0, record["runs"][0]["start"]["gold"]["mean"] + .02, "start", fontsize=8)
     ax.set(xlabel="KL from the start (nats per answer)", ylabel="gold reward (−1 to 1)"); ax.legend(fontsize=8)
-    out = ROOT.parents[1] / "docs" / "dpo.png"; out.parent.mkdir(exist_ok=True); fig.savefig(out)
+    out = ROOT.parents[1] / "docs"; fig.savefig(out / "dpo.png")
+    ax = plot_gold(dict(rows=[r for r in read_record("helpdesk/comparison")["runs"] if "change" not in r]))
+    ax.set_xlabel("gold reward, −1 to 1 (dashed: the start)"); ax.figure.savefig(out / "comparison.png", dpi=110)
 
 def sentiment(args):
     from alignlab.dpo import DPOArgs, train_dpo

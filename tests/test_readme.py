@@ -27,7 +27,7 @@ def test_commands_exist():
     names = set(re.findall(r"^alignlab (\w+)", README, re.M))
     assert names == {c.name or c.callback.__name__ for c in (*app.registered_commands, *app.registered_groups)}     # each is shown, and no other
     for name in names: assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
-    assert set(re.findall(r"python course.py (\w+)", README)) <= {"setup", "lab", "run", "test"}
+    assert set(re.findall(r"python course.py (\w+)", README)) <= {"setup", "lab", "run", "site", "check", "test"}
 
 def test_the_caption_says_what_the_record_says():
     from alignlab.training import read_record
@@ -35,3 +35,26 @@ def test_the_caption_says_what_the_record_says():
     worse = sum(r["report"]["gold"]["mean"] < r["start"]["gold"]["mean"] for r in runs)
     words = "no one two three four five".split()
     assert f"it ends below its start on {words[worse]} seeds of {words[len(runs)]}" in README.replace("\n", " ")
+
+def test_the_race_is_told_as_the_record_has_it():
+    from alignlab.comparison import summary
+    from alignlab.training import read_record
+    record = read_record("helpdesk/comparison")
+    rows = {r["title"]: r for r in summary(dict(plan=record["plan"], settings=record["settings"], failed=[], rows=[r for r in record["runs"] if "change" not in r]))}
+    said = README.replace("\n", " ")
+    assert f"gains most: {rows['SFT continued']['gain'][0]} of gold reward, where RLHF with PPO gains {rows['RLHF (PPO)']['gain'][0]}." in said
+    assert f"its share is {rows['DPO']['share_of_rlhf']}." in said
+    assert all(r["gain"][2] == "better" and len({r["seeds"] for r in rows.values()}) == 1 for r in rows.values()) and rows["DPO"]["seeds"] == 10
+    assert max(rows, key=lambda t: rows[t]["gain"][0].mean) == "SFT continued"
+    assert {t for t, r in rows.items() if r["versus_rlhf"] and r["versus_rlhf"][2] != "not distinguishable"} == {"SFT continued", "SPIN"} and len(rows) == 10
+
+def test_a_class_takes_what_is_said():
+    from alignlab.training import read_record
+    r = read_record("grading/class")
+    assert r["size"] == 100 and r["machine"]["cores"] == 2 and 100 < r["seconds_two_at_a_time"] < 140
+    assert r["real"]["exercise"] == "19_kto" and 12 < r["real"]["seconds_by_kind"]["right"]["mean"] < 18
+
+def test_the_worked_example_of_contributing_runs(capsys):
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    exec(compile(code, "CONTRIBUTING.md", "exec"), {})
+    assert re.match(r"-?\d\.\d+ \[", capsys.readouterr().out)
