@@ -252,7 +252,11 @@ def _plan(solution, hidden=None):
     all_hidden = frozenset().union(*answers.values())                       # one box without any of them, rather than a box for each test
     hides = {k: all_hidden if any(answers.get(t) for t in _ASKED.findall(source)) else frozenset() for k, (source, _) in tests.items()}
     given = [c.source for c in _cells(nb) if not _mark(c) and not _CHECKED.search(c.source)]
-    return dict(tests=tests, written=written, hides=hides, given=given, stubs=_stubs_of(nb))
+    return dict(tests=tests, written=written, hides=hides, given=given, stubs=_stubs_of(nb), asked=_asked_in(nb))
+
+def _asked_in(nb):
+    "Written answer -> the text above it, which asks for it"
+    return {m["grade_id"]: above.source for above, c in zip(nb.cells, nb.cells[1:]) if (m := _mark(c)).get("grade") and m.get("solution")}
 
 def _stubs_of(nb):
     "Test -> (grade_id, source as students get it) of the answer above it"
@@ -344,10 +348,10 @@ def _of_lms(path, stem):
     return Path(path).stem.partition("_")[0] if "_" in Path(path).stem.removesuffix(stem) else Path(path).stem
 
 # %% ../nbs/31_grading.ipynb #6a1f71b9
-_WORDS = {"passed": "", "not answered": "There is nothing here yet.", "not defined": "The name that is asked for is not defined. Does it stand above its check, and does its cell end without an error?",
+_WORDS = {"passed": "", "not answered": "There is nothing here yet.", "not defined": "The name that is asked for is not defined. Does it stand above its check, and does its cell end, without an error and without ending the process?",
     "raised an error": "Your code raised an error on the grader's numbers.", "timed out": "It did not come back in time.", "process died": "It ended the process, or tried to.",
     "not a plain value": "What came back is neither a number, a text, a tensor, nor a list, tuple or dict of them.", "too large": "It is too large.", "wrong value": "A check failed.",
-    "unreadable notebook": "The file is not a notebook that can be read.", "needs review": "To be read by a person.", "not submitted": "There is no notebook, or more than one."}
+    "unreadable notebook": "The file is not a notebook that can be read: it may have been cut off on its way. Save it, open it once more, and hand it in again.", "needs review": "To be read by a person; not counted yet.", "read": "Read by a person.", "not submitted": "There is no notebook, or more than one."}
 
 def _page(title, body):
     "An HTML page that stands alone; `body` is already escaped"
@@ -357,12 +361,15 @@ def _page(title, body):
 def _rows(head, rows): return "<table><tr>" + "".join(f"<th>{html.escape(str(h))}</th>" for h in head) + "</tr>" + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in r) + "</tr>" for r in rows) + "</table>"
 
 # %% ../nbs/31_grading.ipynb #57212bd6
+def _points(item): return f"{'–' if item['reason'] == 'needs review' else format(item['score'], 'g')} / {item['max']:g}"
+
 def _feedback(result):
     "What a student gets: scores, reasons and hints; nothing that is hidden"
     e = lambda x: html.escape(str(x))
-    rows = [[e(i["item"]), f"{i['score']:g} / {i['max']:g}", e(i["reason"]), e(_WORDS[i["reason"]]) + (f" Look at: {e(i['hint'])}" if i["hint"] else "") + (f"<pre>{e(i['text'])}</pre>" if i.get("text") else "")] for i in result["items"]]
+    rows = [[e(i["item"]), _points(i), e(i["reason"]), e(_WORDS[i["reason"]]) + (f" Look at: {e(i['hint'])}" if i["hint"] else "") + (f"<pre>{e(i['text'])}</pre>" if i.get("text") else "")] for i in result["items"]]
     note = "" if result["boxed"] else "<p><b>Graded without a box.</b></p>"
-    return _page(f"{result['student']}: {result['score']:g} of {result['max']:g}", f"<p>{e(result['notebook'])}. Written answers are read by a person and not in this sum.</p>{note}" + _rows(["item", "score", "", ""], rows))
+    pending = " A written answer counts as soon as a person has read it." * any(i["reason"] == "needs review" for i in result["items"])
+    return _page(f"{result['student']}: {result['score']:g} of {result['max']:g}", f"<p>{e(result['notebook'])}.{pending}</p>{note}" + _rows(["item", "points", "verdict", "what to look at"], rows))
 
 def _write(path, text):
     "Whole or not at all"
@@ -371,7 +378,7 @@ def _write(path, text):
     os.replace(part, path)
 
 def _result(student, notebook, items, boxed, note=""):
-    tested = [i for i in items if not i.get("written")]
+    tested = [i for i in items if not i.get("written") or i["reason"] == "read"]
     return dict(student=student, notebook=notebook, score=sum(i["score"] for i in tested), max=sum(i["max"] for i in tested), boxed=boxed, note=note, items=items)
 
 # %% ../nbs/31_grading.ipynb #f15bd908
@@ -463,12 +470,29 @@ def grade(
         result = dict(_result(student, f"{stem}.ipynb", items, not unsafe, note), key=keys[student])
         _write(out / "students" / f"{student}.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         say(f"[{k}/{len(todo)}] {student}: {result['score']:g} of {result['max']:g} in {took:.1f} s{f' ({note})' if note else ''}")
-    results = [kept(s) for s, *_ in found]
+    results = _reviewed(out / "review.csv", [kept(s) for s, *_ in found])
     for r in results: _write(out / "students" / f"{r['student']}.html", _feedback(r))
-    _tables(out, stem, results); _pages(out, stem, results)
+    _tables(out, stem, results); _pages(out, stem, results, plan["asked"])
     return dict(notebook=stem, students=len(results), results=results)
 
 # %% ../nbs/31_grading.ipynb #11af1f75
+def _reviewed(path, results):
+    "Results with the points that a person gave in review.csv; the file is made, or gets the rows that it lacks"
+    rows = {}
+    if path.exists():
+        with path.open(encoding="utf-8-sig", newline="") as f: rows = {(r.get("student"), r.get("item")): r.get("points") or "" for r in csv.DictReader(f)}
+    written = [(r, i) for r in results for i in r["items"] if i["reason"] == "needs review"]
+    for r, i in written:
+        said = rows.setdefault((r["student"], i["item"]), "")
+        try: points = float(said) if said.strip() else None
+        except ValueError: points = math.nan
+        if points is None: continue
+        if not 0 <= points <= i["max"]: raise ValueError(f"{path}: {r['student']}, {i['item']}: points are {said!r}, not a number from 0 to {i['max']:g}")
+        i.update(score=points, reason="read")
+    most = {(r["student"], i["item"]): i["max"] for r, i in written}
+    if rows: _write(path, _csv(["student", "item", "points", "of"], [[s, item, said, most.get((s, item), "")] for (s, item), said in rows.items()]))
+    return [dict(r, **{k: v for k, v in _result(r["student"], r["notebook"], r["items"], r["boxed"], r["note"]).items() if k in ("score", "max")}) for r in results]
+
 def _csv(head, rows):
     "CSV text; a cell that a spreadsheet would take for a formula is disarmed"
     text = io.StringIO()
@@ -478,9 +502,9 @@ def _csv(head, rows):
 def _tables(out, stem, results):
     "class.csv, canvas.csv and moodle.csv"
     names = [i["item"] for i in results[0]["items"]]
-    missed = lambda r: "; ".join(f"{i['item']}: {i['reason']}" for i in r["items"] if i["reason"] != "passed")
+    missed = lambda r: "; ".join(f"{i['item']}: {i['reason']}" for i in r["items"] if i["reason"] not in ("passed", "read"))
     _write(out / "class.csv", _csv(["student", "score", "max", *names, "needs review", "boxed", "note"],
-        [[r["student"], r["score"], r["max"], *(i["score"] for i in r["items"]), sum(i["reason"] == "needs review" for i in r["items"]), r["boxed"], r["note"]] for r in results]))
+        [[r["student"], r["score"], r["max"], *("" if i["reason"] == "needs review" else i["score"] for i in r["items"]), sum(i["reason"] == "needs review" for i in r["items"]), r["boxed"], r["note"]] for r in results]))
     _write(out / "canvas.csv", _csv(["Student", "ID", "SIS User ID", "SIS Login ID", "Section", stem], [[r["student"], "", "", r["student"], "", r["score"]] for r in results]))
     _write(out / "moodle.csv", _csv(["Identifier", "Full name", "Grade", "Maximum Grade", "Feedback comments"], [["", r["student"], r["score"], r["max"], missed(r)] for r in results]))
 
@@ -488,18 +512,20 @@ def _tables(out, stem, results):
 def _item_row(items):
     "One item over the class, as a row of the page: how many passed, and what went wrong most often"
     e, n, passed = lambda x: html.escape(str(x)), len(items), sum(i["reason"] == "passed" for i in items)
-    wrong = Counter(f"{i['reason']}{': ' + i['hint'] if i['hint'] else ''}" for i in items if i["reason"] not in ("passed", "needs review"))
+    wrong = Counter(f"{i['reason']}{': ' + i['hint'] if i['hint'] else ''}" for i in items if i["reason"] not in ("passed", "needs review", "read"))
     bar = f"<span class='bar' style='width:{8 * passed / n:.1f}em'></span><span class='rest' style='width:{8 - 8 * passed / n:.1f}em'></span> {passed} of {n}"
-    return [e(items[0]["item"]), f"{items[0]['max']:g}", "read by a person" if items[0].get("written") else bar, "<br>".join(f"{c} × {e(w)}" for w, c in wrong.most_common(3))]
+    return [e(items[0]["item"]), f"{items[0]['max']:g}", "read by a person" if items[0].get("written") else bar, "<br>".join(f"{c} × {e(w)}" for w, c in wrong.most_common(5))]
 
-def _pages(out, stem, results):
+def _pages(out, stem, results, asked):
     "class.html and review.html"
     e, n, scores = lambda x: html.escape(str(x)), len(results), sorted(r["score"] for r in results)
-    missed = lambda r: e(", ".join(f"{i['item']} {i['reason']}" for i in r["items"] if i["reason"] != "passed")) + f" <b>{e(r['note'])}</b>" * bool(r["note"])
+    reasons = lambda r: {i["reason"] for i in r["items"]}
+    missed = lambda r: e(f"all: {r['items'][0]['reason']}" if len(reasons(r)) == 1 else ", ".join(f"{i['item']} {i['reason']}" for i in r["items"] if i["reason"] not in ("passed", "read"))) + f" <b>{e(r['note'])}</b>" * bool(r["note"])
     unsafe = "" if all(r["boxed"] for r in results) else "<p><b>Graded without a box: strangers' code had the grader's rights.</b></p>"
-    said = f"<p>Scores from {scores[0]:g} to {scores[-1]:g}, median {statistics.median(scores):g}, of {results[0]['max']:g}; written answers not counted.</p>"
+    said = f"<p>Scores from {scores[0]:g} to {scores[-1]:g}, median {statistics.median(scores):g}, of {max(r['max'] for r in results):g}. Written answers count once their points stand in <code>review.csv</code>: <a href='review.html'>read them</a>.</p>"
     items = _rows(["item", "points", "passed", "most common mistakes"], [_item_row(list(own)) for own in zip(*(r["items"] for r in results))])
     people = _rows(["student", "score", "reasons"], [[f"<a href='students/{e(r['student'])}.html'>{e(r['student'])}</a>", f"{r['score']:g} / {r['max']:g}", missed(r)] for r in results])
     _write(out / "class.html", _page(f"{stem}: {n} submissions", f"{unsafe}{said}<h2>Items</h2>{items}<h2>Students</h2>{people}"))
+    questions = "".join(f"<details><summary>{e(_item(k))}: what was asked</summary><pre>{e(text)}</pre></details>" for k, text in asked.items())
     texts = "".join(f"<h2>{e(r['student'])}, {e(i['item'])} (of {i['max']:g})</h2><pre>{e(i['text'])}</pre>" for r in results for i in r["items"] if i.get("text"))
-    _write(out / "review.html", _page(f"{stem}: written answers", texts or "<p>None.</p>"))
+    _write(out / "review.html", _page(f"{stem}: written answers", f"<p>Points go into <code>review.csv</code>, beside this page; grading again adds them. <a href='class.html'>The class</a></p>{questions}{texts or '<p>None.</p>'}"))

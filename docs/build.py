@@ -72,6 +72,7 @@ def vendored(site):
     "KaTeX from this folder in place of the network's, and no fonts from there"
     shutil.copytree(DOCS / "katex", site / "site_libs/katex")
     for p in site.rglob("*.css"): p.write_text(re.sub(r"@import\s+url\([^)]*https?:[^)]*\);?", "", p.read_text(encoding="utf-8")), encoding="utf-8")
+    with open(site / "site_libs/smalldocs.css", "a", encoding="utf-8") as f: f.write("\n.math, .katex, .katex-display { position: relative } .katex-display { overflow-x: auto; overflow-y: hidden }\n")      # or a long formula is wider than a phone
     for p in site.rglob("*.html"): p.write_text(p.read_text(encoding="utf-8").replace(KATEX, f"{os.path.relpath(site, p.parent)}/site_libs/katex"), encoding="utf-8")
 
 def broken(site):

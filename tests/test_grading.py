@@ -230,13 +230,25 @@ def test_hidden_overlay_and_lms_files(tmp_path):
 
 def test_without_a_box_it_refuses_and_says_how(tmp_path, monkeypatch):
     source = empty_class(tmp_path)
-    (tmp_path/'in').mkdir(); (tmp_path/'in'/'a.ipynb').write_text(submission())
+    (tmp_path/'in').mkdir(); (tmp_path/'in'/'a.ipynb').write_text(submission(words='It is.'))
     monkeypatch.setenv('PATH', str(tmp_path))
     done = CliRunner().invoke(app, ['grade', str(tmp_path/'in'), '--solution', str(source), '--out', str(tmp_path/'g')])
     assert done.exit_code == 2 and 'bubblewrap' in done.stderr and '--unsafe-no-sandbox' in done.stderr and not (tmp_path/'g').exists()
     done = CliRunner().invoke(app, ['grade', str(tmp_path/'in'), '--solution', str(source), '--out', str(tmp_path/'g'), '--unsafe-no-sandbox'])
     assert done.exit_code == 0, done.stderr
     assert 'without a box' in (tmp_path/'g'/'class.html').read_text() and not json.loads((tmp_path/'g'/'students'/'a.json').read_text())['boxed']
+
+    points_of_a_person(tmp_path/'g', ['grade', str(tmp_path/'in'), '--solution', str(source), '--out', str(tmp_path/'g'), '--unsafe-no-sandbox'])
+
+def points_of_a_person(out, command):
+    "What stands in review.csv counts when graded again; what is no such number is refused, and stays"
+    assert (out/'review.csv').read_text() == 'student,item,points,of\na,1.3,,4.0\n' and '– / 4' in (out/'students'/'a.html').read_text()
+    (out/'review.csv').write_text('student,item,points,of\na,1.3,5,4.0\n')
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2 and 'a, 1.3' in done.stderr and 'from 0 to 4' in done.stderr and ',5,' in (out/'review.csv').read_text()
+    (out/'review.csv').write_text('student,item,points,of\na,1.3,3.5,4.0\n')
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert '3.5 / 4' in (out/'students'/'a.html').read_text() and '6.5' in (out/'canvas.csv').read_text() and 'a,1.3,3.5,4.0' in (out/'review.csv').read_text()
 
 @boxed
 def test_nbgrader_with_the_box(tmp_path):

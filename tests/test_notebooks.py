@@ -6,7 +6,9 @@ from conftest import ALL, ROOT
 NBS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(s[0] in '_.' for s in p.relative_to(ROOT).parts))
 SKIP = ['gpu', 'net'] if ALL else ['slow', 'gpu', 'net']         # cells with these directives
 
-@pytest.mark.parametrize('nb', NBS, ids=lambda p: p.stem)
+SHOWN = [pytest.param(p, marks=pytest.mark.slow) if p.parent.name == 'checks' else p for p in NBS]     # what these run, the proofs, test_exercises runs as well
+
+@pytest.mark.parametrize('nb', SHOWN, ids=lambda p: p.stem)
 def test_notebook(nb, capfd, monkeypatch):
     import execnb.shell, nbdev.test
     monkeypatch.setenv('IN_TEST', '1')                            # always: nbdev_export() at a notebook's end writes nothing

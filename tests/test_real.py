@@ -43,6 +43,7 @@ def test_dpo_on_sentiment(smollm2, tmp_path, monkeypatch):
     measured, _ = command('evaluate', 'run', '--n', 4)
     assert measured['lab'] == 'sentiment' and _flat(measured['report'])['gold']['mean'] == pytest.approx(report['gold']['mean'], abs=1e-3)
 
+@pytest.mark.slow                                                # 140 s; the others of this file train the same model
 def test_rlhf_on_sentiment(smollm2, tmp_path, monkeypatch):
     "A real model, its reward learned from pairs, then PPO; and the program itself as the reward."
     pytest.importorskip('vaderSentiment'); monkeypatch.chdir(tmp_path)
