@@ -4,7 +4,7 @@
 
 # %% ../nbs/32_cli.ipynb #fa7c0442
 from __future__ import annotations
-import contextlib, json, math, os, re, shlex, shutil, sys, time, traceback, warnings
+import contextlib, json, math, os, re, shlex, shutil, subprocess, sys, time, traceback, warnings
 from dataclasses import dataclass, fields, replace
 from importlib import import_module, metadata, resources
 from pathlib import Path
@@ -13,7 +13,8 @@ import typer
 import typer.core
 
 # %% auto #0
-__all__ = ['app', 'METHODS', 'exercises', 'doctor', 'Method', 'train', 'evaluate', 'compare', 'judge', 'chat', 'grade']
+__all__ = ['app', 'METHODS', 'exercises', 'doctor', 'Method', 'train', 'evaluate', 'compare', 'judge', 'chat', 'grade', 'lab',
+           'site']
 
 # %% ../nbs/32_cli.ipynb #26b6ca11
 def _is_users(error):
@@ -902,3 +903,21 @@ def grade(
     if as_json: return _print_json(done)
     for r in done["results"]: print(f"{r['student'][:30]:<32}{r['score']:>5g} of {r['max']:g}   {', '.join(i['item'] + ' ' + i['reason'] for i in r['items'] if i['reason'] != 'passed')[:100]}".rstrip())
     _say(f"results: {out}/class.html, class.csv, canvas.csv, moodle.csv; feedback: {out}/students/; written answers: {out}/review.html")
+
+# %% ../nbs/32_cli.ipynb #3d233d2b
+def _in_course(*words):
+    "Run a command of this Python in the course's folder; its exit code is ours"
+    from alignlab.exercises import _course
+    try: found = subprocess.call([sys.executable, *words], cwd=_course())
+    except FileNotFoundError as e: raise ValueError(f"{e}: work in a checkout of the course") from None
+    if found: raise typer.Exit(found)
+
+@app.command()
+def lab():
+    "JupyterLab on the first page of the course."
+    _in_course("-m", "jupyterlab", "nbs/index.ipynb")
+
+@app.command()
+def site(out: Annotated[str, typer.Argument(help="Folder of the site.")] = "_docs"):
+    "The course as a web site: chapters, exercises, API, errata, glossary."
+    _in_course("docs/build.py", os.path.abspath(out))

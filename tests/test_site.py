@@ -14,7 +14,7 @@ LOOK = '''() => ({
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     out = tmp_path_factory.mktemp('site')/'site'
-    done = subprocess.run([sys.executable, ROOT/'docs'/'build.py', out], cwd=out.parent, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-m', 'alignlab', 'site', out], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr                                     # broken links, addresses of a network, warnings
     return out
 

@@ -96,3 +96,11 @@ def test_import_alignlab_loads_nothing():
     code = 'import sys, alignlab; print(*({"torch", "numpy", "transformers", "datasets", "matplotlib"} & set(sys.modules)))'
     out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert not out.strip(), f'import alignlab loads {out}'
+
+def test_the_index_says_how_long_each_chapter_took():
+    from alignlab.training import read_record
+    took = read_record('course/times')['seconds']
+    index = '\n'.join(''.join(c['source']) for c in json.loads((ROOT/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells'])
+    assert set(took) == {p.stem for p in (ROOT/'nbs').glob('[0-9]*.ipynb')}
+    for name, s in took.items(): assert re.search(rf'\({name}\.ipynb\).* \| {f"{s:.0f} s" if s < 90 else f"{s / 60:.1f} min"} \|$', index, re.M), name
+    assert f'all together {sum(took.values()) / 60:.0f} minutes' in index
