@@ -11,8 +11,8 @@ import difflib, hashlib, html, random
 import torch
 from .dpo import DPOArgs
 from .helpdesk import parse, read_prompt, role_message
-from .judges import LMJudge, _ask, _spent_by
-from .models import Policy, _is_lora, add_lora
+from .judges import LMJudge, _ask
+from .models import Policy, _is_lora, _spent_by, add_lora
 from .preferences import _seed_for
 from .real_judges import APIJudge, _says, open_judge, text_judge
 from .reward_model import add_costs

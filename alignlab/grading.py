@@ -203,7 +203,7 @@ class _Boxed(Answer):
 
 # %% ../nbs/31_grading.ipynb #6df5dc93
 class _Rooms:
-    "The boxes of one submission, with and without the modules that hold answers, started when first asked; `upto` is how many cells a box has to have run"
+    "The boxes of one submission, one for each set of hidden modules, started when first asked; `upto` is how many cells a box has to have run"
     def __init__(self, cells, package, limits): self.cells, self.package, self.limits, self.boxes, self.killers, self.upto = cells, package, limits, {}, set(), 0
 
     def box(self, hides):
@@ -249,8 +249,7 @@ def _plan(solution, hidden=None):
         more = {_mark(c)["grade_id"]: c.source for c in _read(hidden).cells if _mark(c).get("grade") and not _mark(c).get("solution")}
         if unknown := sorted(set(more) - set(tests)): raise ValueError(f"{hidden}: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} not graded in {solution}")
         tests |= {k: (source, tests[k][1]) for k, source in more.items()}
-    all_hidden = frozenset().union(*answers.values())                       # one box without any of them, rather than a box for each test
-    hides = {k: all_hidden if any(answers.get(t) for t in _ASKED.findall(source)) else frozenset() for k, (source, _) in tests.items()}
+    hides = {k: frozenset().union(*(answers.get(t, ()) for t in _ASKED.findall(source))) for k, (source, _) in tests.items()}
     given = [c.source for c in _cells(nb) if not _mark(c) and not _CHECKED.search(c.source)]
     return dict(tests=tests, written=written, hides=hides, given=given, stubs=_stubs_of(nb), asked=_asked_in(nb))
 

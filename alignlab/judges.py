@@ -14,6 +14,7 @@ from functools import partial
 import torch
 
 from .helpdesk import PRINCIPLES, role_message
+from .models import _spent_by
 
 # %% ../nbs/04_judges.ipynb #0c176ed2
 class GoldJudge:
@@ -73,10 +74,6 @@ def _ask(judge, prompts, first, second):
     return p
 
 # %% ../nbs/04_judges.ipynb #b381ebf4
-def _spent_by(judges, *unknown):
-    "Properties `calls`, `tokens`, `price` and `unparsed` of a judge that asks others: the sums over `judges(self)`; of one that does not count, `unknown`"
-    return (property(lambda self, k=k: sum(getattr(j, k, *unknown) for j in judges(self))) for k in ("calls", "tokens", "price", "unparsed"))
-
 class _SwapAverage:
     "What `swap_average` returns"
     def __init__(self, judge): self.judge = judge

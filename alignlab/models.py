@@ -30,6 +30,10 @@ def patch_to(cls):
         return f
     return add
 
+def _spent_by(judges, *unknown):
+    "Properties `calls`, `tokens`, `price` and `unparsed` of a judge that asks others: the sums over `judges(self)`; of one that does not count, `unknown`"
+    return (property(lambda self, k=k: sum(getattr(j, k, *unknown) for j in judges(self))) for k in ("calls", "tokens", "price", "unparsed"))
+
 # %% ../nbs/01_models.ipynb #7e0c7f0e
 class Policy:
     "A causal language model with its tokenizer: what is sampled, scored and trained."

@@ -10,8 +10,8 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 import torch
-from .judges import LMJudge, _spent_by, _text, helpdesk_judge
-from .models import Policy, load_policy, patch_to
+from .judges import LMJudge, _text, helpdesk_judge
+from .models import Policy, _spent_by, load_policy, patch_to
 from .preferences import render_dialogue
 from .training import _whole
 
