@@ -9,11 +9,14 @@ import re
 import shutil
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
-import nbformat
-import yaml
-from smalldocs.site import build as render
+try:
+    import nbformat
+    import yaml
+    from smalldocs.site import build as render
+except ImportError as e: sys.exit(f"the site needs {e.name}: python course.py setup installs it")
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -24,12 +27,16 @@ def chapters(): return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 def exercises(): return sorted((ROOT / "exercises").glob("*/*.ipynb"))
 def modules(): return [m[1] for p in chapters() if (m := re.search(r"#\| *default_exp ([\w.]+)", p.read_text(encoding="utf-8")))]
 
+@cache
+def pages():
+    "File -> its page in the site"
+    return {p.resolve(): p.name for p in (ROOT / "nbs").glob("*.ipynb")} | {p.resolve(): f"exercises/{p.name}" for p in exercises()} | {p.resolve(): f"docs/{p.name}" for p in DOCS.glob("*.png")}
+
 def address(link, source):
     "Where a notebook's link leads in the site, or nothing if the site has no such page"
-    pages = {p.resolve(): p.name for p in (ROOT / "nbs").glob("*.ipynb")} | {p.resolve(): f"exercises/{p.name}" for p in exercises()} | {p.resolve(): f"docs/{p.name}" for p in DOCS.glob("*.png")}
     where, sharp, part = link.partition("#")
     if re.match(r"\w+:", link) or not where: return link
-    page = pages.get((source.parent / where).resolve())
+    page = pages().get((source.parent / where).resolve())
     return page and f"{'../' * (source.parents[2] == ROOT)}{page}{sharp}{part}"
 
 def relinked(text, source):
@@ -68,8 +75,19 @@ def sidebar():
     return ["index.ipynb", *own[:3], part("Exercises", [f"exercises/{p.name}" for p in exercises()]), own[3],
             part("Reference", ["glossary.ipynb", "errata.ipynb", part("API", [f"api/{m.rpartition('.')[2]}.qmd" for m in modules()])])]
 
+# smalldocs fetches its index, which a browser allows no page from file:// to do; a script it may load
+FETCHED = '''const r = await fetch(offset + "search.json");
+      index = await r.json();'''
+LOADED = '''await new Promise((done, failed) => document.head.append(Object.assign(document.createElement("script"), {src: offset + "search.js", onload: done, onerror: failed})));
+      index = window.searchIndex;'''
+
 def vendored(site):
-    "KaTeX from this folder in place of the network's, and no fonts from there"
+    "A site that needs no server and no network: the search's index as a script, KaTeX from this folder, no fonts from elsewhere"
+    script = (site / "site_libs/smalldocs.js").read_text(encoding="utf-8")
+    if script.count(FETCHED) != 1: raise RuntimeError("this version of smalldocs loads its search in another way: see FETCHED in docs/build.py")
+    (site / "site_libs/smalldocs.js").write_text(script.replace(FETCHED, LOADED), encoding="utf-8")
+    (site / "search.js").write_text(f"window.searchIndex = {(site / 'search.json').read_text(encoding='utf-8')};", encoding="utf-8")
+    (site / "search.json").unlink()
     shutil.copytree(DOCS / "katex", site / "site_libs/katex")
     for p in site.rglob("*.css"): p.write_text(re.sub(r"@import\s+url\([^)]*https?:[^)]*\);?", "", p.read_text(encoding="utf-8")), encoding="utf-8")
     with open(site / "site_libs/smalldocs.css", "a", encoding="utf-8") as f: f.write("\n.math, .katex, .katex-display { position: relative } .katex-display { overflow-x: auto; overflow-y: hidden }\n")      # or a long formula is wider than a phone
@@ -98,6 +116,8 @@ def staged(to):
     return to
 
 def main(site=ROOT / "_docs"):
+    site = Path(site)
+    if site.is_file() or site.is_dir() and any(site.iterdir()) and not (site / "site_libs").is_dir(): sys.exit(f"{site} holds other things, and a site replaces all that is there: name a new folder, or an empty one")
     with tempfile.TemporaryDirectory() as folder:
         built = render(staged(Path(folder)), quiet=True)
         vendored(built.out)
@@ -105,7 +125,7 @@ def main(site=ROOT / "_docs"):
         shutil.rmtree(site, ignore_errors=True)
         shutil.move(built.out, site)
     for w in wrong: print(w, file=sys.stderr)
-    print(f"{len(list(Path(site).rglob('*.html')))} pages: open {os.path.relpath(site)}/index.html")
+    print(f"{len(list(site.rglob('*.html')))} pages: open {os.path.relpath(site)}/index.html")
     return bool(wrong)
 
 if __name__ == "__main__": sys.exit(main(*sys.argv[1:]))

@@ -51,8 +51,8 @@ def test_the_race_is_told_as_the_record_has_it():
 def test_a_class_takes_what_is_said():
     from alignlab.training import read_record
     r = read_record("grading/class")
-    assert r["size"] == 100 and r["machine"]["cores"] == 2 and 100 < r["seconds_two_at_a_time"] < 140
-    assert r["real"]["exercise"] == "19_kto" and 12 < r["real"]["seconds_by_kind"]["right"]["mean"] < 18
+    assert r["size"] == 100 and r["real"]["exercise"] == "19_kto"
+    assert f"A class of a hundred on a small exercise takes {r['seconds_two_at_a_time'] / 60:.0f} minutes on {r['machine']['cores']} cores, a notebook of the KTO exercise, which trains, {r['real']['seconds_by_kind']['right']['mean']:.0f} s" in README.replace("\n", " ")
 
 def test_the_worked_example_of_contributing_runs(capsys):
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)

@@ -56,11 +56,20 @@ def test_every_page_opens_on_a_desk_and_on_a_phone(site):
     assert seen == 2 * len(pages(site)) > 100
 
 def searched_and_dark(tab, site):
+    "The search finds by words of a page's text, from file:// too; the switch darkens"
     tab.goto(f'file://{site}/index.html')
-    tab.locator('input[type=search], input[placeholder=Search]').first.fill('loss aversion')
-    tab.wait_for_selector('text=KTO', timeout=5000)
-    theme = lambda: tab.evaluate('document.documentElement.dataset.bsTheme || document.body.dataset.bsTheme || ""') + tab.evaluate('getComputedStyle(document.body).backgroundColor')
+    tab.locator('.smalldocs-search input').first.fill('loss aversion')
+    tab.wait_for_selector('.search-result', timeout=10000)
+    found = tab.eval_on_selector_all('.search-result', 'all => all.map(a => a.getAttribute("href"))')
+    assert any('19_kto' in h for h in found), found
     tab.goto(f'file://{site}/14_dpo.html')
-    light = theme()
-    tab.locator('[title*=dark i], [aria-label*=dark i], .color-scheme-toggle, .quarto-color-scheme-toggle').first.click()
-    assert theme() != light
+    shade = lambda: tab.evaluate('getComputedStyle(document.body).backgroundColor')
+    light = shade()
+    tab.locator('.quarto-color-scheme-toggle').first.click()
+    tab.wait_for_timeout(300)
+    assert sum(map(int, re.findall(r'\d+', shade())[:3])) < 200 < 600 < sum(map(int, re.findall(r'\d+', light)[:3])), (light, shade())
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path/'thesis.txt').write_text('years of work')
+    done = subprocess.run([sys.executable, '-m', 'alignlab', 'site', tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and 'holds other things' in done.stderr and (tmp_path/'thesis.txt').read_text() == 'years of work'
