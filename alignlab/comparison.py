@@ -31,9 +31,9 @@ from .spin import SPINArgs, train_spin
 from .training import _json, _plain, _whole, budget, cached_rows, content_hash, fit, read_record, write_record
 
 # %% auto #0
-__all__ = ['METHODS', 'CARD', 'Task', 'Contestant', 'drawn', 'Plan', 'tune', 'picked', 'compare', 'differences', 'fieller',
-           'holm', 'against', 'summary', 'markdown', 'card_verdicts', 'plot_gold', 'plot_spending', 'plot_profile',
-           'plot_learning', 'save_report', 'ledger']
+__all__ = ['METHODS', 'CARD', 'Task', 'Contestant', 'drawn', 'Plan', 'tune', 'picked', 'compare', 'raced', 'differences',
+           'fieller', 'holm', 'against', 'summary', 'markdown', 'card_verdicts', 'plot_gold', 'plot_spending',
+           'plot_profile', 'plot_learning', 'save_report', 'ledger']
 
 # %% ../nbs/20_comparison.ipynb #041ef15b
 _COMPLETIONS = dict(helpdesk=dict(smoke=128, lesson=2560, full=8192), real=dict(smoke=8, lesson=384, full=4096))  # with gradient, in each method's run
@@ -388,6 +388,10 @@ def compare(
     rows, more = _do(plan, out, [("rows", m, s, settings.get(m, {})) for m, s in jobs], workers, say)
     rows.sort(key=lambda r: jobs.index((r["method"], r["seed"])))
     return dict(plan=asdict(plan), settings=settings, trials=tried, rows=rows, failed=failed + more)
+
+def raced(record: dict) -> dict:
+    "The race of a record, as `compare` returns it: without the runs for which something was changed."
+    return dict({k: record[k] for k in ("plan", "settings", "trials")}, rows=[r for r in record["runs"] if "change" not in r], failed=[])
 
 # %% ../nbs/20_comparison.ipynb #a067c8f2
 def _look(report, key):

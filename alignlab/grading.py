@@ -282,6 +282,7 @@ def _run_test(source, base, rooms, hides):
     row, given = next(r for r in reports[-1][0].rows if not r[1]), reports[-1][1]
     return "not answered" if row[2] == _BLANK else getattr(given, "fault", "") or "wrong value", row[0]
 
+# %% ../nbs/31_grading.ipynb #acbcb655
 def _grade_notebook(text, plan, base, package, limits):
     "A dict for each item of a notebook (a text, bytes, or None where there is none): item, score, max, reason, hint, and the text of written answers"
     import nbformat
@@ -376,9 +377,13 @@ def _write(path, text):
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
+def _sums(items):
+    "Points of what was tested, and of what a person has read"
+    counted = [i for i in items if not i.get("written") or i["reason"] == "read"]
+    return {k: sum(i[k] for i in counted) for k in ("score", "max")}
+
 def _result(student, notebook, items, boxed, note=""):
-    tested = [i for i in items if not i.get("written") or i["reason"] == "read"]
-    return dict(student=student, notebook=notebook, score=sum(i["score"] for i in tested), max=sum(i["max"] for i in tested), boxed=boxed, note=note, items=items)
+    return dict(student=student, notebook=notebook, **_sums(items), boxed=boxed, note=note, items=items)
 
 # %% ../nbs/31_grading.ipynb #f15bd908
 _HERE: dict = {}           # what a process that grades has prepared
@@ -490,8 +495,9 @@ def _reviewed(path, results):
         i.update(score=points, reason="read")
     most = {(r["student"], i["item"]): i["max"] for r, i in written}
     if rows: _write(path, _csv(["student", "item", "points", "of"], [[s, item, said, most.get((s, item), "")] for (s, item), said in rows.items()]))
-    return [dict(r, **{k: v for k, v in _result(r["student"], r["notebook"], r["items"], r["boxed"], r["note"]).items() if k in ("score", "max")}) for r in results]
+    return [r | _sums(r["items"]) for r in results]
 
+# %% ../nbs/31_grading.ipynb #1cbcf09f
 def _csv(head, rows):
     "CSV text; a cell that a spreadsheet would take for a formula is disarmed"
     text = io.StringIO()

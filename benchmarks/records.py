@@ -150,7 +150,7 @@ def picture(args):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from alignlab.comparison import plot_gold
+    from alignlab.comparison import plot_gold, raced
     from alignlab.evaluation import use_style
     from alignlab.training import read_record
     use_style()
@@ -164,7 +164,7 @@ def picture(args):
     ax.axhline(record["runs"][0]["start"]["gold"]["mean"], color="k", lw=.7, ls=":"); ax.text(0, record["runs"][0]["start"]["gold"]["mean"] + .02, "start", fontsize=8)
     ax.set(xlabel="KL from the start (nats per answer)", ylabel="gold reward (−1 to 1)"); ax.legend(fontsize=8)
     out = ROOT.parents[1] / "docs"; fig.savefig(out / "dpo.png")
-    ax = plot_gold(dict(rows=[r for r in read_record("helpdesk/comparison")["runs"] if "change" not in r]))
+    ax = plot_gold(raced(read_record("helpdesk/comparison")))
     ax.set_xlabel("gold reward, −1 to 1 (dashed: the start)"); ax.figure.savefig(out / "comparison.png", dpi=110)
 
 def sentiment(args):

@@ -37,10 +37,9 @@ def test_the_caption_says_what_the_record_says():
     assert f"it ends below its start on {words[worse]} seeds of {words[len(runs)]}" in README.replace("\n", " ")
 
 def test_the_race_is_told_as_the_record_has_it():
-    from alignlab.comparison import summary
+    from alignlab.comparison import raced, summary
     from alignlab.training import read_record
-    record = read_record("helpdesk/comparison")
-    rows = {r["title"]: r for r in summary(dict(plan=record["plan"], settings=record["settings"], failed=[], rows=[r for r in record["runs"] if "change" not in r]))}
+    rows = {r["title"]: r for r in summary(raced(read_record("helpdesk/comparison")))}
     said = README.replace("\n", " ")
     assert f"gains most: {rows['SFT continued']['gain'][0]} of gold reward, where RLHF with PPO gains {rows['RLHF (PPO)']['gain'][0]}." in said
     assert f"its share is {rows['DPO']['share_of_rlhf']}." in said
