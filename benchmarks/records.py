@@ -150,8 +150,9 @@ def picture(args):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from alignlab.comparison import plot_gold, raced
+    from alignlab.comparison import raced
     from alignlab.evaluation import use_style
+    from alignlab.report import plot_gold
     from alignlab.training import read_record
     use_style()
     record = read_record("helpdesk/dpo"); runs = [r for r in record["runs"] if r["method"] == "dpo"]

@@ -183,8 +183,8 @@ def test_helpdesk_on_a_file_of_ones_own(here):
     assert not Path('no').exists()
 
 def test_budget_full_is_one_epoch():
-    from alignlab.training import budget
-    args = cli._make_args('dpo', dict(seed=0), budget('full'), True, False, 101)
+    from alignlab.runs import Job, _make_args
+    args = _make_args(Job('dpo', lab='pairs', budget='full'), 101)
     assert (args.steps, args.batch_size, args.lr, args.max_length) == (13, 8, 1e-5, 512) and args.micro_batch in (None, 2)
 
 # --- evaluate
@@ -544,7 +544,7 @@ def test_judges_wrong_use(monkeypatch):
     assert not Path('runs').exists() or not any(Path('runs').rglob('run.json'))
 
 def test_what_the_lab_knows_of_answers_reaches_every_kind_of_arguments():
-    from alignlab.cli import _fit_to_lab
+    from alignlab.runs import _fit_to_lab
     from alignlab.group_rl import GroupArgs
     from alignlab.labs import HelpdeskLab, SentimentLab
     from alignlab.reward_model import RewardArgs

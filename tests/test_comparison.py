@@ -16,9 +16,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from alignlab import comparison
-from alignlab.comparison import METHODS, Contestant, Plan, Task, against, card_verdicts, compare, differences, drawn, fieller, holm, ledger, markdown, save_report, summary, tune
+from alignlab import comparison, report
+from alignlab.comparison import METHODS, Contestant, Plan, Task, compare, drawn, tune
 from alignlab.labs import HelpdeskLab, SentimentLab, open_lab
+from alignlab.report import against, card_verdicts, differences, fieller, holm, ledger, markdown, save_report, summary
 from alignlab.reward_model import RewardArgs, train_reward
 
 numbers = st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), min_size=3, max_size=12)
@@ -102,7 +103,7 @@ def test_what_nats_could_buy_is_known_for_all_seeds_or_for_none():
     "The best policy is estimated up to some distance; a mean over the seeds that happen to lie within would flatter"
     best = lambda kl, start: start + kl if kl < 3 else math.nan
     near, far = ([row("start", s, 0.) for s in range(2)] + [row("dpo", s, .5, kl) for s, kl in enumerate(kls)] for kls in ((1., 2.), (1., 4.)))
-    assert comparison._of_attainable(near, "dpo", best) == [.5, .25] and comparison._of_attainable(far, "dpo", best) == comparison._of_attainable(near, "dpo", None) == []
+    assert report._of_attainable(near, "dpo", best) == [.5, .25] and report._of_attainable(far, "dpo", best) == report._of_attainable(near, "dpo", None) == []
 
 def test_a_seed_whose_start_failed_is_left_out_and_nothing_at_all_is_an_error():
     r = result(dpo=[.1, .2, .3, .4]); r["rows"] = [x for x in r["rows"] if (x["method"], x["seed"]) != ("start", 3)]

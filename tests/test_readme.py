@@ -37,7 +37,8 @@ def test_the_caption_says_what_the_record_says():
     assert f"it ends below its start on {words[worse]} seeds of {words[len(runs)]}" in README.replace("\n", " ")
 
 def test_the_race_is_told_as_the_record_has_it():
-    from alignlab.comparison import raced, summary
+    from alignlab.comparison import raced
+    from alignlab.report import summary
     from alignlab.training import read_record
     rows = {r["title"]: r for r in summary(raced(read_record("helpdesk/comparison")))}
     said = README.replace("\n", " ")
