@@ -171,7 +171,7 @@ def main(argv):
     site = [PY, ROOT/'docs'/'build.py']
     if task == 'run': return run(a.budget, nbs) or (0 if a.only else sh(site, venv_env()))
     if task == 'site': return sh(site, venv_env())
-    if task == 'lab': return sh([BIN/f'jupyter{EXE}', 'lab', 'nbs/index.ipynb', *rest], venv_env())
+    if task == 'lab': return sh([BIN/f'jupyter{EXE}', 'lab', f'--ServerApp.root_dir={ROOT}', 'nbs/index.ipynb', *rest], venv_env())
     if task == 'check': return sh([PY, '-m', 'pytest', '--durations=0', '--durations-min=9', *(f'tests/test_{t}.py' for t in ('sync', 'readme', 'style'))], venv_env())
     if task == 'test':
         more = {'ALIGNLAB_ALL': '1'} if '--all' in rest else {}

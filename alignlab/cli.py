@@ -176,7 +176,7 @@ def train(
     lab: Annotated[str, _opt("helpdesk (a small world with a known truth), sentiment or constraints (a real model, a program as truth), or pairs (your model, your preferences).")] = "helpdesk",
     model: Annotated[str | None, _opt("Start policy: a shipped name, smollm2-135m, a folder, or an id on the Hub.", show_default="the lab's; cai on helpdesk: helpdesk-helpful")] = None,
     data: Annotated[str | None, _opt("File to learn from: pairs; demonstrations for sft and spin; thumbs (prompt, completion, label) for kto.")] = None,
-    eval_data: Annotated[str | None, _opt("Pairs to measure on; without it a tenth of the prompts is held out.")] = None,
+    eval_data: Annotated[str | None, _opt("Pairs to measure on (of kto: or thumbs); without it a tenth of the prompts is held out.")] = None,
     strict: Annotated[bool, _opt("Any faulty row is an error.", "--strict")] = False,
     lora: Annotated[bool, _opt("Train adapters only; the saved policy is merged.", "--lora")] = False,
     budget: Annotated[str | None, _opt("smoke, lesson or full; else what ALIGNLAB_BUDGET says.")] = None,
@@ -189,7 +189,7 @@ def train(
     rounds: Annotated[int | None, _opt("Of spin: most rounds; it stops earlier when the policy can no longer be told from the data.", show_default="3")] = None,
     batch_size: Annotated[int | None, _opt("Rows a step.")] = None,
     max_length: Annotated[int | None, _opt("Most tokens of prompt and one completion.")] = None,
-    n_eval: Annotated[int | None, _opt("Held-out prompts of each report.", min=1)] = None,
+    n_eval: Annotated[int | None, _opt("Held-out prompts of each report, if there are so many; of pairs, answers are sampled to 16 of them.", min=1)] = None,
     reward: Annotated[str | None, _opt("Of rlhf and grpo: a folder of `train reward`, or gold, the lab's own truth.", show_default="learned from the pairs first")] = None,
     way: Annotated[str | None, _opt("Of rlaif: dpo or ppo, from AI labels; direct, PPO on the judge's own score. Of cai: dpo or ppo, after the revisions; sl, the revisions alone.", show_default="dpo")] = None,
     principle: Annotated[list[str] | None, _opt("Of cai: a name (helpful, honest, autonomy, fair, polite), or for a real model a sentence; may be repeated.", show_default="all five")] = None,
@@ -221,7 +221,7 @@ def evaluate(
     against: Annotated[str | None, _opt("Another run's folder, or a model's, to compare with.")] = None,
     lab: Annotated[str | None, _opt("helpdesk, sentiment, constraints or pairs; else the run's.")] = None,
     model: Annotated[str | None, _opt("The reference; else what the run started from.")] = None,
-    data: Annotated[str | None, _opt("File of pairs to measure on.")] = None,
+    data: Annotated[str | None, _opt("File of pairs to measure on; of a run of kto, or thumbs.")] = None,
     n: Annotated[int | None, _opt("Held-out prompts; items of a benchmark.", "--n", min=1)] = None,
     benchmark: Annotated[str | None, _opt("A file in the form of RewardBench, IFEval or AlpacaEval: its scores, in place of the lab's report.")] = None,
     judge_model: Annotated[str | None, _opt("For AlpacaEval's form: a model on a server ($OPENAI_BASE_URL).")] = None,
@@ -447,7 +447,7 @@ def _in_course(*words):
 @app.command()
 def lab():
     "JupyterLab on the first page of the course."
-    _in_course("-m", "jupyterlab", "nbs/index.ipynb")
+    _in_course("-m", "jupyterlab", "--ServerApp.root_dir=.", "nbs/index.ipynb")      # or links from nbs/ to exercises/ lead nowhere
 
 @app.command()
 def site(out: Annotated[str, typer.Argument(help="Folder of the site.")] = "_docs"):

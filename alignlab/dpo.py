@@ -45,6 +45,7 @@ class DPOArgs(FitArgs):
 # %% ../nbs/14_dpo.ipynb #a199338e
 class DPOObjective(Objective):
     "DPO on pairs whose reference log-probs are computed once"
+    columns, labels = ("prompt", "chosen", "rejected"), 1
     def __init__(self, beta=.1, max_length=None, reference=None): self.beta, self.max_length, self.reference = beta, max_length, reference
 
     def prepare(self, policy, data):
@@ -81,9 +82,7 @@ def train_dpo(
 ) -> Run:  # with the trained copy as .policy
     "Direct preference optimization of a copy of `policy` (Rafailov et al. 2023)."
     args = args or DPOArgs()
-    run = fit(policy.copy(), data, DPOObjective(args.beta, args.max_length, reference), args, out, resume, meta=meta)
-    run.labels = min(len(data), args.steps * args.batch_size)
-    return run
+    return fit(policy.copy(), data, DPOObjective(args.beta, args.max_length, reference), args, out, resume, meta=meta)
 
 # %% ../nbs/14_dpo.ipynb #2992d4d3
 def dpo_train(

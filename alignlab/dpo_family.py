@@ -161,9 +161,7 @@ def train_relative(
 ) -> Run:  # with the trained copy as .policy
     "Train a copy of `policy` on preference pairs with a relative of DPO."
     args = args or RelativeArgs()
-    run = fit(policy.copy(), data, RelativeObjective(args, reference), args, out, resume, meta=meta)
-    run.labels = min(len(data), args.steps * args.batch_size)
-    return run
+    return fit(policy.copy(), data, RelativeObjective(args, reference), args, out, resume, meta=meta)
 
 # %% ../nbs/15_dpo_family.ipynb #ed5e77e4
 def train_online_dpo(

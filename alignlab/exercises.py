@@ -4,7 +4,7 @@
 
 # %% ../nbs/30_exercises.ipynb #185ca3d2
 from __future__ import annotations
-import contextlib, copy, hashlib, html, inspect, io, json, linecache, math, os, pickle, random, re, tempfile, tomllib, traceback, zlib
+import contextlib, copy, hashlib, html, inspect, io, itertools, json, linecache, math, os, pickle, random, re, tempfile, tomllib, traceback, warnings, zlib
 from collections import namedtuple
 from datetime import date
 from importlib import import_module
@@ -363,6 +363,10 @@ def faults(
     return found + [f"the exercise still holds {m[0]!r}" for m in _MARK.finditer(shown)]
 
 # %% ../nbs/30_exercises.ipynb #cfd2a4c2
+def _answered(path):
+    "Whether a cell for an answer holds more than its stub"
+    return any(_mark(c).get("solution") and _STUBS[c.cell_type].split("\n")[-1] not in c.source for c in _read(path).cells)
+
 def build(
     root=None,            # the course's folder; searched for upwards from here
     dry: bool = False,    # write nothing
@@ -379,11 +383,16 @@ def build(
             made[root / "exercises" / path.relative_to(root / "solutions")] = nbformat.writes(exercise, 4) + "\n"
         wrong += marks
     if wrong: raise ValueError("not built: " + "; ".join(wrong))
-    stale = [p for p in (root / "exercises").glob("*/*.ipynb") if p not in made]
+    stale = [p for p in (root / "exercises").glob("*/*.ipynb") if p not in made and not _answered(p)]
     changed = [p for p, text in made.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     if not dry:
         for p in stale: p.unlink()
-        for p in changed: p.parent.mkdir(parents=True, exist_ok=True); p.write_text(made[p], encoding="utf-8")
+        for p in changed:
+            if p.exists() and _answered(p):
+                kept = next(q for n in itertools.count(1) if not (q := p.parent / "answers" / f"{p.stem}-{n}.ipynb").exists())
+                kept.parent.mkdir(exist_ok=True); p.rename(kept)
+                warnings.warn(f"{p.name} held answers: they are in {kept.relative_to(root).as_posix()} now", stacklevel=2)
+            p.parent.mkdir(parents=True, exist_ok=True); p.write_text(made[p], encoding="utf-8")
     return sorted(p.relative_to(root).as_posix() for p in changed + stale)
 
 # %% ../nbs/30_exercises.ipynb #4af328a4

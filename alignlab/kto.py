@@ -18,7 +18,7 @@ __all__ = ['reference_point', 'kto_loss', 'balanced_weights', 'KTOArgs', 'KTOObj
 
 # %% ../nbs/19_kto.ipynb #866b8904
 def reference_point(
-    log_ratios,  # (m,) log π(y'|x) - log π_ref(y'|x) of mismatched pairs: each prompt with the completion of another row
+    log_ratios,  # (m,) log π(y'|x) - log π_ref(y'|x) of mismatched pairs: prompt i with completion i + 1, the last with the first
 ) -> torch.Tensor:  # scalar, >= 0, without gradient
     "KTO's z, in place of KL(π ‖ π_ref): a mean over data, not over samples of π, and never below 0 (Ethayarajh et al. 2024, section 4.2)."
     return log_ratios.detach().mean().clamp(min=0)
@@ -26,14 +26,16 @@ def reference_point(
 def kto_loss(
     logps,      # (batch,) log π(completion), summed over its tokens, end token included
     ref_logps,  # (batch,) the same under the reference, without gradient
-    label,      # (batch,) bool: True is a thumb up
-    z,          # scalar, of `reference_point`: the same for all rows of a batch
+    label,      # (batch,) True or 1 is a thumb up
+    z,          # scalar, of `reference_point`: one for all rows of a batch
     beta: float = .1,                # > 0: how soon a reward saturates
     desirable_weight: float = 1.,    # the paper's lambda_D
     undesirable_weight: float = 1.,  # lambda_U
-) -> tuple:  # (batch,) losses, and metrics of shape (batch,), NaN where they do not apply
+) -> tuple:  # (batch,) losses, and metrics of shape (batch,), NaN where they do not apply; ValueError: shapes that differ
     "KTO loss of each row (Ethayarajh et al. 2024, Eq. 8)."
     if not beta > 0: raise ValueError(f"beta must be > 0, not {beta}: at 0 every reward is the reference point")
+    label, z = torch.as_tensor(label, dtype=torch.bool, device=logps.device), torch.as_tensor(z, device=logps.device)
+    if not (logps.shape == ref_logps.shape == label.shape and logps.ndim == 1 and z.ndim == 0): raise ValueError(f"shapes {[tuple(t.shape) for t in (logps, ref_logps, label, z)]}: logps, ref_logps and label hold one number a row, z is one for all")
     reward = logps - ref_logps
     value = torch.sigmoid(beta * torch.where(label, reward - z, z - reward))
     weight = torch.where(label, desirable_weight, undesirable_weight)
@@ -75,13 +77,14 @@ def _log_probs(policy, rows):
 
 def _row_ids(policy, row, max_length):
     "A row as token ids and a bool"
+    if row["label"] not in (True, False): raise ValueError(f"label {row['label']!r} of {str(row['prompt'])[:60]!r}: a thumb is True or False (`load_binary` reads words)")
     prompt, completion = _fit_length(policy.prompt_ids(row["prompt"]), policy.completion_ids(row["completion"]), max_length)
     return dict(prompt_ids=prompt, completion_ids=completion, label=bool(row["label"]))
 
 # %% ../nbs/19_kto.ipynb #cb77b2a7
 class KTOObjective(Objective):
     "KTO on thumbs; the reference stays in memory, for each batch pairs prompts and completions anew"
-    models_in_memory = 2
+    models_in_memory, columns, labels = 2, ("prompt", "completion", "label"), 1
     def __init__(self, args, reference=None): self.args, self.reference = args, reference
 
     def prepare(self, policy, data):
@@ -128,6 +131,4 @@ def train_kto(
 ) -> Run:  # with the trained copy as .policy
     "Kahneman–Tversky optimisation of a copy of `policy` on thumbs (Ethayarajh et al. 2024)."
     args = args or KTOArgs()
-    run = fit(policy.copy(), data, KTOObjective(args, reference), args, out, resume, meta=meta)
-    run.labels = min(len(data), args.steps * args.batch_size)
-    return run
+    return fit(policy.copy(), data, KTOObjective(args, reference), args, out, resume, meta=meta)

@@ -111,7 +111,7 @@ class PairsLab(Lab):
     name, max_new_tokens = "pairs", 64
     def __init__(self, model: str = "smollm2-135m", data=None, eval_data=None, strict: bool = False):
         super().__init__(model)
-        if data is None: raise ValueError("lab pairs needs a file of preferences: open_lab('pairs', data='pairs.jsonl'), or --data FILE")
+        if data is None: raise ValueError("lab pairs needs a file to learn from: open_lab('pairs', data='pairs.jsonl'), or --data FILE")
         self.train, self.held_out = (load_preferences(data, strict=strict), load_preferences(eval_data, strict=strict)) if eval_data else split_by_prompt(load_preferences(data, strict=strict))
         self.world = content_hash([*self.train, *self.held_out])[:12]
 

@@ -39,7 +39,7 @@ class Policy:
     "A causal language model with its tokenizer: what is sampled, scored and trained."
     prompt_ids: Callable; completion_ids: Callable; logps: Callable; sample: Callable; generate: Callable; copy: Callable; frozen: Callable; save: Callable    # methods that are added below
     def __init__(self,
-        model,      # a transformers causal language model
+        model,      # a transformers causal language model; its dropout is switched off
         tokenizer,  # its tokenizer, with an end token
         chat: bool | None = None,  # prompts go through the chat template; None: where there is one
     ):  # ValueError: no end token, or chat without a template
@@ -48,6 +48,8 @@ class Policy:
         if self.end is None: raise ValueError("the tokenizer has no end token: set tokenizer.eos_token to the one that ends a completion")
         if self.chat and not tokenizer.chat_template: raise ValueError("chat=True, but the tokenizer has no chat template: set tokenizer.chat_template, or chat=False")
         self.pad, self.name = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id, ""
+        for m in model.modules():
+            if isinstance(m, torch.nn.Dropout): m.p = 0.    # or policy and reference differ before the first step
 
     @property
     def device(self): return self.model.device
@@ -559,13 +561,11 @@ def _find(name):
 
 # %% ../nbs/01_models.ipynb #10b57572
 def _read(source, dtype, **options):
-    "Model and tokenizer from a folder or a Hub id, without dropout"
+    "Model and tokenizer from a folder or a Hub id"
     from transformers import AutoModelForCausalLM, AutoTokenizer
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options).eval()
-    for m in model.modules():
-        if isinstance(m, torch.nn.Dropout): m.p = 0.
     return model, tokenizer
 
 # %% ../nbs/01_models.ipynb #bd94246d

@@ -153,6 +153,7 @@ class RewardArgs(FitArgs):
 # %% ../nbs/11_reward_model.ipynb #c1c09a75
 class RewardObjective(Objective):
     "Bradley–Terry on preference pairs"
+    columns, labels = ("prompt", "chosen", "rejected"), 1
     def __init__(self, center=0., max_length=None): self.center, self.max_length = center, max_length
     def prepare(self, policy, data): return [dict(pair_ids(policy, r, self.max_length), p_chosen=float(r.get("p_chosen", 1.))) for r in data]
     def collate(self, rows):
@@ -189,7 +190,6 @@ def train_reward(
         normalise(run.policy, sample)
         run.tokens_generated += int(sample.mask.sum())
         if out: run.policy.save(Path(out) / "policy")
-    run.labels = min(len(data), args.steps * args.batch_size)
     return run
 
 # %% ../nbs/11_reward_model.ipynb #e533ac34

@@ -75,6 +75,7 @@ def soft_dpo_loss(
 # %% ../nbs/16_rlaif.ipynb #7596db09
 class SoftDPOObjective(DPOObjective):
     "DPO on pairs with `p_chosen`; without that column, DPO"
+    labels = 0                    # nobody was asked
     def prepare(self, policy, data): return [dict(r, p_chosen=float(d.get("p_chosen", 1.))) for r, d in zip(super().prepare(policy, data), data, strict=True)]
     def collate(self, rows): return dict(super().collate(rows), p_chosen=torch.tensor([r["p_chosen"] for r in rows]))
     def loss(self, policy, batch):

@@ -123,22 +123,41 @@ def _loader(kind):
     from alignlab import preferences
     return dict(preferences=preferences.load_preferences, demonstrations=preferences.load_demonstrations, thumbs=preferences.load_binary)[kind]
 
+def _are_pairs(path):
+    "Whether a file holds pairs; ValueError where it looks like pairs and has a fault"
+    try: return bool(_loader("preferences")(path))
+    except ValueError as e:
+        if "no column 'chosen'" in str(e) or ": no rows" in str(e): return False
+        raise
+
+def _on_thumbs(policy, start, rows, seed):
+    "How much likelier than under the start the held-out completions are, in nats: an estimate for each thumb"
+    import torch
+    from alignlab.evaluation import bootstrap
+    with torch.no_grad(): nats = (policy.logps(rows["prompt"][:], rows["completion"][:]) - start.logps(rows["prompt"][:], rows["completion"][:])).double().cpu()
+    up = torch.tensor(rows["label"][:])
+    return {name: bootstrap(nats[which], seed) for name, which in (("up", up), ("down", ~up)) if which.any()}
+
+# %% ../nbs/32_runs.ipynb #6278410a
 def _file_lab(kind, model, data, eval_data, strict):
-    "A lab of a real model and a file of demonstrations or thumbs; without pairs to rank, its reports are of samples alone"
+    "A lab of a real model and a file of demonstrations or thumbs"
     from alignlab.evaluation import evaluate as report_on
     from alignlab.labs import PairsLab
-    from alignlab.preferences import load_preferences, split_by_prompt
+    from alignlab.preferences import split_by_prompt
     from alignlab.training import content_hash
     class FileLab(PairsLab):
         def __init__(self):
             self.model, rows = model, _loader(kind)(data, strict=strict)
-            self.train, self.held_out = (rows, load_preferences(eval_data, strict=strict)) if eval_data else split_by_prompt(rows)
+            self.train, self.held_out = (rows, _loader("preferences" if _are_pairs(eval_data) else kind)(eval_data, strict=strict)) if eval_data else split_by_prompt(rows)
             self.world = content_hash([*self.train, *self.held_out])[:12]
         def demonstrations(self, n=None, seed=0): return self.preferences(n, seed)
         thumbs = demonstrations
         def evaluate(self, policy, n=None, seed=0, against=None):
-            if eval_data: return super().evaluate(policy, n, seed, against)
-            return report_on(policy, self.prompts("test", n, seed), reference=self.start, max_new_tokens=self.max_new_tokens, seed=seed)
+            if "chosen" in self.held_out.column_names: return super().evaluate(policy, n, seed, against)
+            rows = self.preferences(n, seed, "test")
+            report = report_on(policy, rows["prompt"][:], reference=self.start, max_new_tokens=self.max_new_tokens, seed=seed)
+            if kind == "thumbs": report["log_ratio"] = _on_thumbs(policy, self.start, rows, seed)
+            return report
     return FileLab()
 
 # %% ../nbs/32_runs.ipynb #2a12c33d
@@ -146,12 +165,7 @@ def _open(name, kind, model, data=None, eval_data=None, strict=False):
     "The lab, with the user's files read and checked; `kind` of data the method wants"
     from alignlab.labs import open_lab
     from alignlab.preferences import load_preferences, pairs_to_binary
-    pairs = True
-    if data and kind != "preferences":                                        # a file of pairs will do for the others: chosen replies, or both with a thumb
-        try: load_preferences(data)
-        except ValueError as e:
-            if "no column 'chosen'" not in str(e): raise
-            pairs = False
+    pairs = not data or kind == "preferences" or _are_pairs(data)             # a file of pairs will do for the others: chosen replies, or both with a thumb
     if name != "pairs":
         if eval_data: raise ValueError("--eval-data goes with --lab pairs: helpdesk measures on prompts of its own")
         lab = open_lab(name, model=model)
@@ -347,7 +361,8 @@ def _fit(job, lab, b):
     more, n = _needs(job, lab, args, there)
     rows = _take(lab, "prompts" if job.reward or ai and file is None else job.row.data, n, job.seed, job.folder)
     if job.method == "kto": args = _weigh(job, args, rows)
-    _say(f"measuring the start on {n_eval} held-out prompts")
+    if job.data and not job.real and Path(lab.model).is_dir(): _say("the lab is helpdesk, whose gold speaks of its own town: --lab pairs measures on your file")
+    _say(f"measuring the start on {n_eval} held-out prompts at most")
     before = _report(lab, reward_model(lab.start, job.seed) if job.method == "reward" else lab.start, n_eval, job.seed)
     _say(f"{job.method}: {f'{args.rounds} rounds of ' if job.method == 'spin' else ''}{args.steps} steps of {args.batch_size}, from {len(rows)} rows")
     told = {k: v for k in _FEEDBACK if (v := getattr(job, k))} if ai else {"reward": job.reward or "learned"} if job.row.rl else {}
@@ -368,6 +383,8 @@ def train(
     _check(job)
     b, model = budget(job.budget), job.model
     if (job.method, job.lab) == ("cai", "helpdesk"): model = model or "helpdesk-helpful"      # the paper's start: helpful, and without scruple
+    if model and Path(model).is_dir():
+        model = Path(model).resolve().as_posix()                              # run.json is read from elsewhere, too
     lab = _open(job.lab, job.row.data, model, job.data, job.eval_data, job.strict)
     if sys.stderr.isatty(): _say(f"loading {lab.model}")
     with _undo(job.folder):
@@ -406,10 +423,11 @@ def _measuring_lab(info, folder, lab, model, data):
     model = model or (meta.get("model") if name == meta.get("lab", name) else None)
     if name != "pairs" and data: raise ValueError(f"--data goes with --lab pairs: {name} measures on prompts of its own")
     if name != "pairs": return _open(name, "preferences", model)
-    kind = "preferences" if data else _row(meta.get("method", "dpo")).data
+    kind = _row(meta.get("method", "dpo")).data
     if not data: data, held_out = files.get("data"), files.get("eval_data")
     else: held_out = data
     if not data: raise ValueError("what to measure on? Give a file of pairs: --data FILE")
+    if not model: _say("nothing says what it was trained from, so it stands beside itself: --model names its start")
     return _open(name, kind, model or str(folder), data, held_out)
 
 # %% ../nbs/32_runs.ipynb #c9750aa1
@@ -455,7 +473,7 @@ def measure(
     policies = {"start": where.start, **({"against": _load(other, where.start, where.model)} if against else {}), "policy": _load(place, where.start, where.model)}
     reports = {}
     for k, p in policies.items():
-        _say(f"measuring {k} on {n} held-out prompts")
+        _say(f"measuring {k} on {n} held-out prompts at most")
         reports[k] = where.evaluate(p, n=n, seed=seed, against=policies.get("against") if where.name != "pairs" else None).to_dict()
     found = dict(dir=Path(folder).as_posix(), lab=where.name, model=where.model, against=against and Path(against).as_posix(), seed=seed,
                  start=reports["start"], **({"against_report": reports["against"]} if against else {}), report=reports["policy"])

@@ -135,8 +135,10 @@ def _adamw(modules, args):
 class Objective:
     "What a method is to `fit`: subclass it, write `collate` and `loss`; the rest has defaults"
     models_in_memory = 1          # the policy; add one for each reference, value or reward model held beside it
+    columns: tuple = ()           # what a row must have
+    labels = 0                    # what a row has cost in people's labels
     state: Any = MappingProxyType({})  # memory of a run (plain values, tensors), kept in checkpoints: assign a dict in `prepare`.
-                                  # Its tokens_generated, labels and judge_calls are reported in the `Run`
+                                  # Its tokens_generated and judge_calls are reported in the `Run`
 
     def prepare(self, policy, data):
         "The data with the columns added that need the start policy, such as reference log-probs; called once a run"
@@ -484,6 +486,8 @@ def fit(
     "Train `policy`: the same arguments give the same weights, bit for bit, whether or not the run was interrupted"
     args, out = replace(args), Path(out) if out else None        # a copy of the arguments, checked again
     if len(data) == 0: raise ValueError("nothing to train on: the data has no rows")
+    for i, row in enumerate(data if objective.columns else ()):
+        if gone := [c for c in objective.columns if row.get(c) is None]: raise ValueError(f"row {i} of the data has no {gone[0]!r}: this method learns from {', '.join(objective.columns)}")
     modules = objective.trained(policy)
     optimizer, was_training = _adamw(modules, args), policy.model.training
     identity = dict(objective=type(objective).__name__, args=dict(asdict(args), kind=type(args).__name__), meta=meta or {},
@@ -507,7 +511,7 @@ def fit(
                 _after_step(history[-1], on_step, asked, out, modules, optimizer, objective, args)
                 if asked: raise KeyboardInterrupt(f"stopped after step {step}" + (": resume=True goes on" if out else ""))
     optimizer.zero_grad(); policy.model.train(was_training)
-    counts = {k: objective.state.get(k, 0) for k in ("tokens_generated", "labels", "judge_calls")}
+    counts = {k: objective.state.get(k, 0) for k in ("tokens_generated", "judge_calls")} | dict(labels=objective.labels * min(len(data), args.steps * args.batch_size))
     run = Run(policy, history, args, seconds, sum(r["tokens"] for r in history), **counts, models_in_memory=objective.models_in_memory, dir=out, peak_gib=_peak_gib())
     with _first_alone() as first:
         if first and out and info["status"] != "done": _finish(out, info, run)

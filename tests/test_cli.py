@@ -3,7 +3,7 @@ import gzip, json, os, shlex, signal, subprocess, sys
 from pathlib import Path
 import pytest
 from typer.testing import CliRunner
-from alignlab import cli
+from alignlab import cli, runs
 from alignlab.cli import app
 from conftest import ROOT
 
@@ -268,12 +268,12 @@ def test_what_fails_late_is_undone(here, monkeypatch):
                                          (ValueError('a\nlibrary'), 'ValueError: a library'), (FloatingPointError('not finite'), 'not finite')], ids=lambda e: type(e).__name__)
 def test_anything_else_is_exit_code_1(error, said, monkeypatch):
     def fail(*a): raise error
-    monkeypatch.setattr(cli, '_check_out', fail)
+    monkeypatch.setattr(runs, '_check_out', fail)
     bad('train dpo', said, code=1)
 
 def test_traceback_on_request(monkeypatch):
     def fail(*a): raise ZeroDivisionError
-    monkeypatch.setattr(cli, '_check_out', fail)
+    monkeypatch.setattr(runs, '_check_out', fail)
     assert 'Traceback' not in command('train dpo').stderr
     for r in (command('train dpo --debug'), command('--debug train dpo'), command('train dpo', ALIGNLAB_DEBUG='1')):
         assert r.exit_code == 1 and 'Traceback' in r.stderr and r.stdout == '' and 'alignlab: ZeroDivisionError' in r.stderr.splitlines()[-1]
@@ -517,7 +517,10 @@ def test_kto_on_thumbs():
 
 def test_kto_on_files_of_ones_own():
     chat_model('chat'); jsonl('thumbs.jsonl', [dict(prompt=f'Say {i}.', completion=f'{i} it is.', label=i % 3 == 0) for i in range(30)])
-    found = fine(f'train kto {chat(Path("."))} --data thumbs.jsonl --lora --out own'); assert found['method'] == 'kto' and found['labels'] > 0
+    found = fine(f'train kto {chat(Path("."))} --data thumbs.jsonl --lora --lr 1e-2 --out own'); assert found['method'] == 'kto' and found['labels'] > 0
+    told = found['report']['log_ratio']; assert told['up']['mean'] > told['down']['mean'] and found['start']['log_ratio']['up']['mean'] == pytest.approx(0, abs=1e-4)
+    assert fine('evaluate own')['report']['log_ratio']['up']['mean'] == pytest.approx(told['up']['mean'], abs=1e-3)       # from elsewhere, on the same held-out tenth
+    assert fine('evaluate own --lab pairs --data thumbs.jsonl')['report']['log_ratio']['up']['n'] == 10
     jsonl('pairs.jsonl', [dict(prompt=f'Say {i}.', chosen=f'{i} it is, and gladly.', rejected=f'no{i}') for i in range(30)])
     r = command(f'train kto {chat(Path("."))} --data pairs.jsonl --out split --json'); assert r.exit_code == 0 and 'thumbs up' in r.stderr
     jsonl('up.jsonl', [dict(prompt=f'Say {i}.', completion=f'{i} it is.', label=True) for i in range(30)])

@@ -138,6 +138,16 @@ def test_build_is_repeatable_and_removes_what_has_no_source(tmp_path):
     (root/'solutions/02_b/02_b.ipynb').unlink()
     assert X.build(root) == made and not (root/made[1]).exists() and 'alpha' not in (root/made[0]).read_text()
 
+def test_building_anew_keeps_a_students_answers(tmp_path):
+    root = course(tmp_path, code(SOLUTION)); X.build(root)
+    mine, draft = root/'exercises/01_a/01_a.ipynb', root/'exercises/02_b/draft.ipynb'
+    answered = mine.read_text().replace('raise NotImplementedError()', 'return x + x  # mine')
+    mine.write_text(answered); draft.write_text(answered)
+    for n in (1, 2):
+        with pytest.warns(UserWarning, match=f'01_a.ipynb held answers: they are in exercises/01_a/answers/01_a-{n}.ipynb'): assert X.build(root) == ['exercises/01_a/01_a.ipynb']
+        assert (mine.parent/f'answers/01_a-{n}.ipynb').read_text() == draft.read_text() == answered and 'mine' not in mine.read_text()
+        mine.write_text(answered)
+
 # --- check
 @X.catches('0.9', 'doubles', 'look here')
 def _(f, g):

@@ -1,5 +1,5 @@
 "KTO: loss and gradient against TRL in both branches of the clamp, the reference point, the weights, the batches, and a run on the world."
-import copy, math
+import copy, json, math
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from alignlab import tabular
@@ -137,3 +137,17 @@ def test_bad_arguments(bad, says):
 def test_one_row_is_too_few(micro):
     with pytest.raises(ValueError, match="at least 2 rows"): train_kto(micro, ROWS[:1])
     with pytest.raises(ValueError, match="beta must be"): kto_loss(torch.zeros(1), torch.zeros(1), torch.tensor([True]), 0., beta=0.)
+
+def test_labels_and_shapes_that_would_be_taken_for_something_else():
+    x, y, z = torch.tensor([1., 2.]), torch.tensor([0., 1.]), torch.tensor(.1)
+    for label in ([True, False], [1, 0], torch.tensor([1., 0.])): assert_close(kto_loss(x, y, label, z)[0], kto_loss(x, y, torch.tensor([True, False]), z)[0])
+    for bad in ((x, y[:, None], [1, 0], z), (x, y, [[1], [0]], z), (x, y, [1, 0], z[None]), (x, y, [1], z)):
+        with pytest.raises(ValueError, match="one number a row"): kto_loss(*bad)
+
+@pytest.mark.parametrize("change, said", [(dict(label="false"), "'false'"), (dict(label=-1), "-1"), (dict(label=float("nan")), "nan"), (dict(label=None), "no 'label'"), (dict(completion=None), "row 1 of the data has no 'completion'")])
+def test_rows_that_would_train_as_something_else_are_refused(micro, change, said):
+    with pytest.raises(ValueError, match=said): train_kto(micro, [ROWS[0], dict(ROWS[1], **change), ROWS[2]], KTOArgs(steps=1, batch_size=2))
+
+def test_what_the_labels_cost_is_in_the_run_and_in_its_folder(micro, tmp_path):
+    run = train_kto(micro, ROWS[:6], KTOArgs(steps=2, batch_size=2), out=tmp_path / "run")
+    assert run.labels == json.loads((tmp_path / "run" / "run.json").read_text())["costs"]["labels"] == 4

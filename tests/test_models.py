@@ -47,6 +47,13 @@ def net(family="llama", seed=0, **more):
     return kind(config(**ROPE | more)).eval()
 
 
+def with_dropout(policy):
+    "A policy whose model somebody has given dropout again"
+    for m in policy.model.modules():
+        if isinstance(m, torch.nn.Dropout): m.p = .5
+    return policy
+
+
 def ids(n, seed): return torch.randint(5, len(TOK), (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
@@ -166,8 +173,8 @@ def test_ended_flags_of_texts_and_ids(policy):
 
 
 def test_logps_have_a_gradient_and_measure_in_evaluation_mode():
-    model = net("gpt2", attn_pdrop=.5, resid_pdrop=.5, embd_pdrop=.5)
-    policy = Policy(model, TOK)
+    model = net("gpt2")
+    policy = with_dropout(Policy(model, TOK))
     want = policy.logps(["ab"], ["cd"])
     assert want.requires_grad
     model.train()
@@ -330,7 +337,7 @@ def test_samples_follow_the_distribution(policy):
 
 
 def test_a_policy_in_training_mode_is_sampled_without_dropout_and_left_in_it():
-    model = net("gpt2", attn_pdrop=.5, resid_pdrop=.5, embd_pdrop=.5); policy = Policy(model, CHAT)
+    model = net("gpt2"); policy = with_dropout(Policy(model, CHAT))
     want = policy.sample(PROMPTS, max_new_tokens=8).completions
     model.train()
     assert policy.sample(PROMPTS, max_new_tokens=8).completions == want and model.training
@@ -554,12 +561,12 @@ def test_a_model_in_the_hub_cache_needs_no_network(no_network, policy, tmp_path,
     assert time.perf_counter() - start < 5
 
 
-def test_loaded_models_have_no_dropout(tmp_path):
-    Policy(net("gpt2", attn_pdrop=.5, resid_pdrop=.5, embd_pdrop=.5), CHAT).save(tmp_path / "p")
-    policy = load_policy(tmp_path / "p", device="cpu")
-    want = policy.logps(["ab"], ["cd"]).detach()
-    policy.model.train()
-    close(policy.logps(["ab"], ["cd"]).detach(), want, **CLOSE)
+def test_policies_have_no_dropout_loaded_or_made(tmp_path):
+    made = Policy(net("gpt2", attn_pdrop=.5, resid_pdrop=.5, embd_pdrop=.5), CHAT); made.save(tmp_path / "p")
+    want = made.logps(["ab"], ["cd"]).detach()
+    for policy in (made, load_policy(tmp_path / "p", device="cpu")):
+        policy.model.train()
+        close(policy.logps(["ab"], ["cd"]).detach(), want, **CLOSE)
 
 
 @pytest.mark.parametrize("stage", ["base", "sft"])

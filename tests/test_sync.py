@@ -97,6 +97,13 @@ def test_import_alignlab_loads_nothing():
     out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert not out.strip(), f'import alignlab loads {out}'
 
+def test_a_folder_called_like_the_package_does_not_hide_it(tmp_path):
+    "Scripts beside a clone: its folder is called alignlab, too"
+    (tmp_path/'alignlab').mkdir()
+    code = "import alignlab; from alignlab.training import read_record; print(alignlab.__file__, len(read_record('course/times')))"
+    out = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert Path(out.split()[0]).samefile(LIB/'__init__.py')
+
 def test_the_index_says_how_long_each_chapter_took():
     "`python benchmarks/times.py` has nothing to change"
     sys.path.insert(0, str(ROOT/'benchmarks'))
