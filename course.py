@@ -133,7 +133,7 @@ def run(budget, nbs):
         spent = time.time() - start
         left = max(expect(nbs[i]) - spent, spent/4) + sum(map(expect, nbs[i+1:]))       # spent/4: late chapters stay late
         print(f'[{i+1}/{len(nbs)}] {nbs[i].stem}: {span(spent)}, about {span(left)} to go'.ljust(pad), end='\r' if pad else '\n', flush=True)
-    env = venv_env(ALIGNLAB_BUDGET=budget, ALIGNLAB_OUT=str(out), IN_TEST='1')          # IN_TEST: nbdev_export() does nothing
+    env = venv_env(ALIGNLAB_BUDGET=budget, ALIGNLAB_OUT=str(out))
     say(f'Chapters: {len(nbs)}, with ALIGNLAB_BUDGET={budget} ALIGNLAB_OUT={out}')
     for i, nb in enumerate(nbs):
         start = time.time()

@@ -4,7 +4,7 @@
 
 # %% ../nbs/15_dpo_family.ipynb #6b9b7601
 from __future__ import annotations
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 import torch.nn.functional as F

@@ -76,7 +76,7 @@ def _stubs():
     module = import_module("alignlab.grading")
     nothing = '"In the box, checks say nothing: they are asked outside"\ndef check(*args, **kwargs): return None\ndef progress(*args, **kwargs): return None\n'
     wire = f"import base64, inspect, math\nimport numpy as np\nimport torch\nfrom alignlab.exercises import Canned\n_DTYPES = {_DTYPES}\n"
-    return {"exercises": f"{nothing}import torch\n{inspect.getsource(Canned)}", "grading": wire + "\n".join(map(inspect.getsource, (module.Fault, module._encode, module._decode, module._driver)))}
+    return {"exercises": f"{nothing}import torch\n{inspect.getsource(Canned)}", "grading": wire + "\n".join(map(inspect.getsource, (module.Fault, module._encode, module._decode, _driver)))}
 
 def _package(folder, hides):
     "A copy of the package without the checks and without the modules that hold an answer"
@@ -282,7 +282,7 @@ def _run_test(source, base, rooms, hides):
     row, given = next(r for r in reports[-1][0].rows if not r[1]), reports[-1][1]
     return "not answered" if row[2] == _BLANK else getattr(given, "fault", "") or "wrong value", row[0]
 
-# %% ../nbs/31_grading.ipynb #acbcb655
+# %% ../nbs/31_grading.ipynb #56d84ed9
 def _grade_notebook(text, plan, base, package, limits):
     "A dict for each item of a notebook (a text, bytes, or None where there is none): item, score, max, reason, hint, and the text of written answers"
     import nbformat
@@ -497,7 +497,7 @@ def _reviewed(path, results):
     if rows: _write(path, _csv(["student", "item", "points", "of"], [[s, item, said, most.get((s, item), "")] for (s, item), said in rows.items()]))
     return [r | _sums(r["items"]) for r in results]
 
-# %% ../nbs/31_grading.ipynb #1cbcf09f
+# %% ../nbs/31_grading.ipynb #5846600c
 def _csv(head, rows):
     "CSV text; a cell that a spreadsheet would take for a formula is disarmed"
     text = io.StringIO()

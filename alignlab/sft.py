@@ -4,13 +4,12 @@
 
 # %% ../nbs/10_sft.ipynb #6fdabe80
 from __future__ import annotations
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 import torch
 from . import helpdesk
-from .models import Policy, group_logps, load_policy
-from .training import FitArgs, Objective, Run, budget, fit
+from .models import Policy, group_logps
+from .training import FitArgs, Objective, Run, fit
 
 # %% auto #0
 __all__ = ['VERDICT', 'SIZES', 'CHECKPOINTS', 'SFTArgs', 'SFTObjective', 'train_sft', 'new_model', 'build_checkpoints']

@@ -516,11 +516,11 @@ def test_kto_on_thumbs():
     fine('train kto --steps 1 --batch-size 8 --n-eval 4 --desirable-weight 3 --out own'); args = json.loads(Path('own/run.json').read_text())['args']; assert (args['desirable_weight'], args['undesirable_weight']) == (3., 1.)
 
 def test_kto_on_files_of_ones_own():
-    chat_model('chat'); jsonl('thumbs.jsonl', [dict(prompt=f'Say {i}.', completion=f'{i} it is.', label=i % 3 == 0) for i in range(30)])
+    chat_model('chat'); jsonl('thumbs.jsonl', [dict(prompt=f'Say {i}.', completion=f'{i} it is.' if i % 3 else f'no{i}', label=i % 3 == 0) for i in range(120)])
     found = fine(f'train kto {chat(Path("."))} --data thumbs.jsonl --lora --lr 1e-2 --out own'); assert found['method'] == 'kto' and found['labels'] > 0
-    told = found['report']['log_ratio']; assert told['up']['mean'] > told['down']['mean'] and found['start']['log_ratio']['up']['mean'] == pytest.approx(0, abs=1e-4)
-    assert fine('evaluate own')['report']['log_ratio']['up']['mean'] == pytest.approx(told['up']['mean'], abs=1e-3)       # from elsewhere, on the same held-out tenth
-    assert fine('evaluate own --lab pairs --data thumbs.jsonl')['report']['log_ratio']['up']['n'] == 10
+    told = found['report']['log_ratio']; assert all(e['mean'] == pytest.approx(0, abs=1e-4) for e in found['start']['log_ratio'].values())
+    assert fine('evaluate own --n 4')['report']['log_ratio']['down']['mean'] == pytest.approx(told['down']['mean'], abs=1e-3)       # from elsewhere, on the same held-out tenth
+    assert fine('evaluate own --lab pairs --data thumbs.jsonl')['report']['log_ratio']['down']['n'] <= 8
     jsonl('pairs.jsonl', [dict(prompt=f'Say {i}.', chosen=f'{i} it is, and gladly.', rejected=f'no{i}') for i in range(30)])
     r = command(f'train kto {chat(Path("."))} --data pairs.jsonl --out split --json'); assert r.exit_code == 0 and 'thumbs up' in r.stderr
     jsonl('up.jsonl', [dict(prompt=f'Say {i}.', completion=f'{i} it is.', label=True) for i in range(30)])

@@ -11,7 +11,6 @@ SHOWN = [pytest.param(p, marks=pytest.mark.slow) if p.parent.name == 'checks' el
 @pytest.mark.parametrize('nb', SHOWN, ids=lambda p: p.stem)
 def test_notebook(nb, capfd, monkeypatch):
     import execnb.shell, nbdev.test
-    monkeypatch.setenv('IN_TEST', '1')                            # always: nbdev_export() at a notebook's end writes nothing
     interrupted = []
     def on_sigint(*args): interrupted.append(nb.name); signal.default_int_handler(*args)
     monkeypatch.setattr(nbdev.test, '_int_handler', on_sigint)    # nbdev's own ends the process, and pytest with it

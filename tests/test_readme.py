@@ -7,9 +7,12 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_script_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    [code] = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, loop = re.findall(r"```python\n(.*?)```", README, re.S)
     exec(compile(code, "README.md", "exec"), {})
     assert re.match(r"-?\d\.\d+ \[", capsys.readouterr().out)
+    exec(compile(loop, "README.md", "exec"), {})
+    losses = [float(x) for x in capsys.readouterr().out.split()]
+    assert losses[0] == .5 and losses[-1] < losses[0]
     from transformers import AutoModelForCausalLM
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "runs/my-policy").num_parameters() > 800_000
 

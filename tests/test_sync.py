@@ -1,5 +1,5 @@
 "alignlab/ is what nbdev-export makes from nbs/; notebooks are clean, small and portable; imports point backwards."
-import ast, json, os, re, shutil, subprocess, sys
+import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
 from conftest import ROOT
@@ -12,8 +12,7 @@ ABSOLUTE = re.compile(r'(?<![\w.~-])/(?:home|root|tmp|work|Users)/[\w.-]*')
 each_nb = pytest.mark.parametrize('nb', NBS, ids=lambda p: p.stem)
 
 def nbdev(code, cwd):
-    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}             # IN_TEST makes nbdev_export a no-op
-    subprocess.run([sys.executable, '-c', code], cwd=cwd, check=True, env=env)
+    subprocess.run([sys.executable, '-c', code], cwd=cwd, check=True)
 
 def generated(lib):
     return {p.relative_to(lib) for p in lib.rglob('*.py') if p.name == '_modidx.py' or MARK in p.read_text(encoding='utf-8')}
