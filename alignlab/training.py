@@ -453,7 +453,7 @@ def _after_step(row, on_step, asked, out, modules, optimizer, objective, args):
             with _own_rng(): on_step(row)
     except KeyboardInterrupt: asked.append(True)
     if _processes()[0]: return
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ and row["seconds"] > 3:   # a terminal, or a notebook's page for what takes longer
         print(f"\r{step}/{args.steps}  loss {row['loss']:.4f}  {row['seconds'] / step * (args.steps - step):.0f} s left ",
               end="\n" if last else "", file=sys.stderr, flush=True)
     if out:

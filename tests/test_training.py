@@ -369,6 +369,12 @@ def test_quiet_unless_somebody_watches(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
     train(); out, err = capsys.readouterr()
     assert out == '' and '6/6  loss' in err and err.endswith('\n')
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: False, raising=False)
+    monkeypatch.setenv('JPY_SESSION_NAME', 'a notebook that somebody has open')
+    train(); assert capsys.readouterr() == ('', '')                             # runs of a moment leave no lines below a cell
+    after = lambda seconds: T._after_step(dict(step=1, loss=.5, seconds=seconds), None, [], None, None, None, None, FitArgs(steps=2))
+    after(2.); assert capsys.readouterr().err == ''
+    after(4.); assert '1/2  loss 0.5000  4 s left' in capsys.readouterr().err
 
 
 # ---- interruption and resumption
