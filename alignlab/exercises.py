@@ -115,6 +115,7 @@ class Answer:
 
     def _drive(self, source, args): return _plain(_driver(source)(self.given, *copy.deepcopy(args)))
 
+# %% ../nbs/30_exercises.ipynb #3f053bc3
 def _driver(source):
     "The function that a text defines"
     exec(source, space := {})
