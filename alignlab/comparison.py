@@ -270,7 +270,8 @@ def _job(plan, folder, kind, method, seed, more=None):
         row = json.loads(path.read_text())
         if kind == "trials" or row["settings"] == more: return row
     row = _trial(plan, t, method, more) if kind == "trials" else _row(plan, t, method, more, None if t.real else Path(folder) / "policies" / f"{method}-{seed}")
-    _whole(path, lambda f: f.write(_json(_plain(row)).encode()))
+    row = _plain(row)                                                          # as it will be read the next time
+    _whole(path, lambda f: f.write(_json(row).encode()))
     return row
 
 # %% ../nbs/20_comparison.ipynb #109569ec

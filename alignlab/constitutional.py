@@ -19,7 +19,7 @@ from .reward_model import add_costs
 from .rlaif import train_rlaif
 from .rlhf import PPOArgs
 from .sft import SFTArgs, train_sft
-from .training import Run, cached_rows
+from .training import Run, _note, cached_rows, content_hash
 
 # %% auto #0
 __all__ = ['constitutional_principles', 'HELPFUL_SHARE', 'Principle', 'read_principles', 'critique_prompt', 'revision_prompt',
@@ -285,12 +285,13 @@ def train_cai(
     judge = None if sl else PrincipleJudge(policy, principles, seed=args.seed) if judge is None else open_judge(judge)
     used = read_principles(principles, policy) if revisions or isinstance(judge, PrincipleJudge) else []
     more = dict(meta or {}, principles=[p.name for p in used], revisions=revisions)
-    of = [*rows, dict(used=used, steps=revisions, helpful=list(helpful_prompts), believable=believable, max_new_tokens=max_new_tokens, seed=args.seed)]
+    of = [*rows, dict(policy=content_hash(policy.model), used=used, steps=revisions, helpful=list(helpful_prompts), believable=believable, max_new_tokens=max_new_tokens, seed=args.seed)]
     def make(): return _revised(policy, rows, principles, revisions, list(helpful_prompts), believable, max_new_tokens, args.seed)
     *made, spent = cached_rows(Path(out) / "revisions.jsonl", make, of) if out else make()
     traces, helpful = [Trace(**r) for r in made if "steps" in r], [r for r in made if "completion" in r]
     first = train_sft(policy, sl_cai_data(traces, helpful, every), stage, out=Path(out) if out and sl else out and Path(out) / "sl", resume=resume or not sl and bool(out), meta=more)  # type: ignore[arg-type]
     first.tokens_generated += spent["tokens_generated"]
+    _note(first.dir, costs=first.costs())
     if sl: return first
     run = train_rlaif(_as_start(first.policy, args.seed), rows, args, judge, max_new_tokens=max_new_tokens, watch=watch, reward_args=reward_args, people=helpful_pairs, out=out, resume=resume, meta=more)  # type: ignore[arg-type]
     return add_costs(run, first)

@@ -52,12 +52,10 @@ class DPOObjective(Objective):
         "Token ids and reference log-probs of every pair; the reference is the start policy unless another is given"
         rows = [pair_ids(policy, r, self.max_length) for r in data]
         ref, logps = self.reference or policy, []
-        was = ref.model.training; ref.model.eval()
         with torch.no_grad():
             for i in range(0, len(rows), 64):
                 lp, _ = group_logps(ref.model, [(r["prompt_ids"], [r["chosen_ids"], r["rejected_ids"]]) for r in rows[i:i+64]])
                 logps += lp.sum(1).view(-1, 2).tolist()
-        ref.model.train(was)
         return [dict(r, ref_logps=lp) for r, lp in zip(rows, logps)]
 
     def collate(self, rows):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from .dpo import DPOArgs, DPOObjective, dpo_loss, train_dpo
 from .models import Policy, group_logps
 from .preferences import collect_preferences
-from .training import Run, cached_rows, fit
+from .training import Run, cached_rows, content_hash, fit
 
 # %% auto #0
 __all__ = ['RELATIVES', 'cdpo_loss', 'robust_loss', 'ipo_loss', 'hinge_loss', 'simpo_loss', 'orpo_loss', 'RelativeArgs',
@@ -181,7 +181,7 @@ def train_online_dpo(
     for k in range(rounds):
         folder, seed = Path(out) / f"round{k}" if out else None, args.seed * 1000 + k
         make = lambda: list(collect_preferences(now, prompts[k::rounds], judge, seed, max_new_tokens=max_new_tokens))
-        pairs = cached_rows(folder / "pairs.jsonl", make) if folder else make()
+        pairs = cached_rows(folder / "pairs.jsonl", make, [dict(prompts=list(prompts[k::rounds]), policy=content_hash(now.model), seed=seed, max_new_tokens=max_new_tokens)]) if folder else make()
         generated += sum(len(policy.completion_ids(r[c])) for r in pairs for c in ("chosen", "rejected"))
         runs.append(train_dpo(now, pairs, replace(args, steps=args.steps // rounds, seed=seed), policy, folder, resume, dict(meta or {}, round=k)))
         now = runs[-1].policy

@@ -301,6 +301,13 @@ def _without(source, kind, stub=()):
         elif not inside: out.append(line)
     return "\n".join(out)
 
+def _checksum(cell):
+    "Of a marked cell, as nbgrader has it"
+    mark = _mark(cell)
+    grade, solution = bool(mark.get("grade")), bool(mark.get("solution"))
+    said = [cell.source, cell.cell_type, str(grade), str(solution), str(not solution and (grade or bool(mark.get("locked")))), mark["grade_id"], *([str(float(mark["points"]))] if grade else [])]
+    return hashlib.md5("".join(said).encode(), usedforsecurity=False).hexdigest()
+
 def _strip(nb):
     "A notebook without solutions, hidden tests and outputs; byte for byte what nbgrader's generate_assignment makes of it"
     nb = copy.deepcopy(nb)
@@ -318,8 +325,7 @@ def _strip(nb):
         if solution or locked: cell.metadata["deletable"] = False
         if locked: cell.metadata["editable"] = False
         if grade or solution or locked:
-            said = [cell.source, cell.cell_type, str(grade), str(solution), str(locked), mark["grade_id"], *([str(float(mark["points"]))] if grade else [])]
-            mark.update(checksum=hashlib.md5("".join(said).encode(), usedforsecurity=False).hexdigest(), cell_type=cell.cell_type)
+            mark.update(checksum=_checksum(cell), cell_type=cell.cell_type)
     return nb
 
 # %% ../nbs/30_exercises.ipynb #3d107bb0
@@ -365,8 +371,8 @@ def faults(
 
 # %% ../nbs/30_exercises.ipynb #cfd2a4c2
 def _answered(path):
-    "Whether a cell for an answer holds more than its stub"
-    return any(_mark(c).get("solution") and _STUBS[c.cell_type].split("\n")[-1] not in c.source for c in _read(path).cells)
+    "Whether a cell for an answer is not as it was handed out"
+    return any(_mark(c).get("solution") and _mark(c).get("checksum") != _checksum(c) for c in _read(path).cells)
 
 def build(
     root=None,            # the course's folder; searched for upwards from here

@@ -4,7 +4,7 @@
 
 # %% ../nbs/31_grading.ipynb #26913f74
 from __future__ import annotations
-import base64, contextlib, csv, hashlib, html, inspect, io, json, math, os, re, secrets, select, shutil, signal, statistics, struct, subprocess, sys, tempfile, time, zipfile
+import base64, contextlib, csv, hashlib, html, inspect, io, itertools, json, math, os, re, secrets, select, shutil, signal, statistics, struct, subprocess, sys, tempfile, time, zipfile
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -122,6 +122,13 @@ def _exactly(fd, n, deadline):
         got += part
     return bytes(got)
 
+def _send(fd, data, seconds):
+    "All of `data` into a pipe; Fault where nobody takes it out in time"
+    deadline = time.monotonic() + seconds
+    while data:
+        if not select.select([], [fd], [], max(0., deadline - time.monotonic()))[1]: raise Fault("timed out")
+        data = data[os.write(fd, data[:select.PIPE_BUF]):]            # so much a writable pipe takes without waiting
+
 def _reply(fd, seconds):
     "One frame, a dict; Fault where it is too large, or no such thing"
     deadline = time.monotonic() + seconds
@@ -156,7 +163,7 @@ class Box:
         data = json.dumps({**question, "nonce": nonce}).encode()
         data = memoryview(struct.pack(">I", len(data)) + data)
         try:
-            while data: data = data[os.write(self.write, data):]
+            _send(self.write, data, self.seconds)
             reply = _reply(self.read, self.seconds)
             if reply.get("nonce") != nonce: raise Fault("process died")       # a forged frame: everything after it is out of step
         except BrokenPipeError: self.kill(); raise Fault("process died") from None
@@ -329,7 +336,7 @@ def _found(where, stem):
     if where.is_file() and zipfile.is_zipfile(where):
         with zipfile.ZipFile(where) as z:
             books = [i for i in z.infolist() if i.filename.endswith(".ipynb") and not Path(i.filename).name.startswith("._")]
-            for key in dict.fromkeys(_of_lms(i.filename, stem) for i in books): take(key, [(i.filename, i.file_size, lambda i=i: z.open(i).read(_NOTEBOOK_BYTES + 1)) for i in books if _of_lms(i.filename, stem) == key])
+            for who in dict.fromkeys(_of_lms(i.filename, stem) for i in books): take(who[1], [(i.filename, i.file_size, lambda i=i: z.open(i).read(_NOTEBOOK_BYTES + 1)) for i in books if _of_lms(i.filename, stem) == who])
     elif where.is_dir():
         entry = lambda p: (p, p.stat().st_size, p.read_bytes)
         for p in sorted(where.iterdir()):
@@ -337,15 +344,19 @@ def _found(where, stem):
             elif p.suffix == ".ipynb" and not p.is_symlink(): take(p.stem, [entry(p)])
     else: raise ValueError(f"{where}: neither a folder nor a zip of submissions")
     if not out: raise ValueError(f"{where}: no notebook in it")
-    names = [_safe(s) for s, *_ in out]
-    return [(f"{n}-{names[:i].count(n) + 1}" if n in names[:i] else n, *rest) for i, (n, (_, *rest)) in enumerate(zip(names, out))]
+    names = []
+    for student, *_ in out: names.append(next(n for k in itertools.count(1) if (n := _safe(student) + f"-{k}" * (k > 1)) not in names))
+    return [(n, *rest) for n, (_, *rest) in zip(names, out)]
 
 # %% ../nbs/31_grading.ipynb #462472d1
 def _of_lms(path, stem):
-    "The student in a path inside a zip: the folder (Moodle adds an id to it), or what stands before the first _ (Canvas)"
-    folder = Path(path).parent.name
-    if folder: return folder.partition("_")[0] or folder
-    return Path(path).stem.partition("_")[0] if "_" in Path(path).stem.removesuffix(stem) else Path(path).stem
+    "(what tells students apart, their name) of a path inside a zip: Moodle's folder with its id, any other folder, or the beginning of a file's name (Canvas: name, an id, …)"
+    *folders, name = Path(path).with_suffix("").parts
+    for part in folders:
+        if "_assignsubmission_" in part: return part, part.partition("_")[0]
+    if folders: return "/".join(folders), folders[-1]
+    if canvas := re.match(r"([^_]+)_(?:LATE_)?\d+_", name): return canvas[0], canvas[1]
+    return (name.partition("_")[0],) * 2 if "_" in name.removesuffix(stem) else (name, name)
 
 # %% ../nbs/31_grading.ipynb #6a1f71b9
 _WORDS = {"passed": "", "not answered": "There is nothing here yet.", "not defined": "The name that is asked for is not defined. Does it stand above its check, and does its cell end, without an error and without ending the process?",
@@ -462,7 +473,7 @@ def grade(
     stem, out = Path(solution).stem, Path(out)
     found, plan = _found(submissions, stem), _plan(solution, hidden)
     (out / "students").mkdir(parents=True, exist_ok=True)
-    settings = json.dumps([plan["tests"], plan["written"], plan["stubs"], [sorted(h) for h in plan["hides"].values()], not unsafe, float(seconds)]).encode()
+    settings = json.dumps([plan["given"], plan["tests"], plan["written"], plan["stubs"], [sorted(h) for h in plan["hides"].values()], not unsafe, float(seconds)]).encode()
     keys = {s: hashlib.sha256(settings + (data or b"") + note.encode()).hexdigest() for s, data, note in found}
     def kept(student):
         try: old = json.loads((out / "students" / f"{student}.json").read_text(encoding="utf-8"))

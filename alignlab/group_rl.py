@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from .models import Policy, _is_lora, group_logps, patch_to
+from .models import Policy, _is_untrained_lora, group_logps, patch_to
 from .reward_model import RewardArgs, RewardModel, add_costs, learned_reward
 from .rlhf import ppo_loss, sample_logps, score_samples
 from .training import FitArgs, Objective, Run, fit
@@ -172,6 +172,6 @@ def train_grpo(
     args = args or GroupArgs()
     reward, first = learned_reward(policy, data, reward, reward_args, args, out, resume)
     start = policy.copy()
-    reference = start.reference() if _is_lora(start.model) else policy.frozen()
+    reference = start.reference() if _is_untrained_lora(start.model) else policy.frozen()
     run = fit(start, [dict(prompt=r["prompt"]) for r in data], GroupObjective(args, reward, reference, watch), args, out, resume, meta=meta)
     return add_costs(run, first)

@@ -125,10 +125,10 @@ class PairsLab(Lab):
         return [dict(prompt=r["prompt"], completion=r["chosen"]) for r in self.preferences(n, seed)]
     def thumbs(self, n=None, seed=0): "The chosen replies with a thumb up, the rejected ones with a thumb down."; return pairs_to_binary(self.preferences(n and max(1, n // 2), seed)).shuffle(seed=seed)
 
-    def evaluate(self, policy, n=None, seed=0, against=None, max_length=512, samples=16) -> Report:
+    def evaluate(self, policy, n=None, seed=0, against=None) -> Report:
         "Report on held-out pairs: preference accuracy, reference-free ranking, and on samples length, end rate and KL."
         rows = self.held_out.shuffle(seed=seed).select(range(min(n or len(self.held_out), len(self.held_out))))
-        return evaluate(policy, rows["prompt"][:samples], reference=self.start, against=against, data=rows, max_new_tokens=self.max_new_tokens, seed=seed)
+        return evaluate(policy, rows["prompt"][:16], reference=self.start, against=against, data=rows, max_new_tokens=self.max_new_tokens, seed=seed)
 
 # %% ../nbs/07_labs.ipynb #f3a5192e
 _THINGS = ["The new restaurant on {street}", "My neighbour's {thing}", "The {thing} that I bought last week", "The last {event} in our town", "Our trip to the {place}", "The {event} at the {place}", "Yesterday's {event}", "The old {thing} in the {place}"]

@@ -49,7 +49,8 @@ class Policy:
         if self.chat and not tokenizer.chat_template: raise ValueError("chat=True, but the tokenizer has no chat template: set tokenizer.chat_template, or chat=False")
         self.pad, self.name = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id, ""
         for m in model.modules():
-            if isinstance(m, torch.nn.Dropout): m.p = 0.    # or policy and reference differ before the first step
+            for k in ("p",) if isinstance(m, torch.nn.Dropout) else ("dropout", "attention_dropout", "activation_dropout"):      # or policy and reference differ before the first step
+                if isinstance(getattr(m, k, None), float): setattr(m, k, 0.)
 
     @property
     def device(self): return self.model.device
@@ -442,6 +443,10 @@ def save(self,
 def _is_lora(model):
     "Does the model have adapters of peft?"
     return hasattr(model, "merge_and_unload")
+
+def _is_untrained_lora(model):
+    "Are these adapters as they were put on, so that without them it is the same model?"
+    return _is_lora(model) and not any(p.any() for name, p in model.named_parameters() if "lora_B" in name)
 
 # %% ../nbs/01_models.ipynb #fd0ed0ae
 def add_lora(

@@ -108,6 +108,7 @@ class LikelihoodJudge:
     ) -> torch.Tensor:      # (n,) nats, the end token left out; each text is read once
         "log p(y | x) − log p(y)."
         pairs = [(_says(p), _text(c)) for p, c in zip(prompts, completions, strict=True)]
+        self.known.update({k: float("nan") for k in pairs if not k[1].strip()})      # nothing was said: no verdict
         new = {k: p for k, p in zip(pairs, prompts) if k not in self.known}
         if new:
             ids = [self.policy.completion_ids(c, ended=False) for _, c in new]

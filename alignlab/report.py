@@ -98,10 +98,12 @@ def _over(values):
     "Mean over seeds; of one seed the number, without an interval; None of none"
     return over_seeds(values) if len(values) > 1 else Estimate(values[0], math.nan, math.nan, 1) if values else None
 
+def _read(e): return Estimate(**{k: math.nan if v is None else v for k, v in e.items()})
+
 def _shown(rows, method, key):
     "A measure over seeds; of one seed with the interval of its report, which is over prompts"
     found = [e for r in rows if r["method"] == method and (e := _look(r["report"], key))]
-    return _over([e["mean"] for e in found]) if len(found) != 1 else Estimate(**{k: math.nan if v is None else v for k, v in found[0].items()})
+    return _over([e["mean"] for e in found]) if len(found) != 1 else _read(found[0])
 
 def _key(rows):
     "What the methods are compared by: gold where the lab knows it, else how often held-out pairs are told right"
@@ -301,7 +303,7 @@ def _benchmarked(result, rows):
     "What a benchmark's file and the rules that know nothing say; empty where nobody asked"
     head, lines = _scores(rows)
     start = next(r["report"] for r in result["rows"] if r["method"] == "start")
-    nothing = start.get("knows_nothing") and "; ".join(f"{k} {Estimate(**e)}" for k, e in start["knows_nothing"].items())
+    nothing = start.get("knows_nothing") and "; ".join(f"{k} {_read(e)}" for k, e in start["knows_nothing"].items())
     table = f"<h2>Benchmark: {html.escape(Path(result['plan']['benchmark']).name)}</h2>{_html_table(head, lines)}" if len(head) > 1 else ""
     return table + (f"<p>Of the same held-out pairs, rules that know nothing tell right: {nothing}.</p>" if nothing else "")
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from .evaluation import Report, bootstrap, wins
 from .models import Policy, _check_length, _evaluating, _is_lora, _quiet, _slices
-from .training import FitArgs, Objective, Run, fit
+from .training import FitArgs, Objective, Run, _first_alone, _note, fit
 
 # %% auto #0
 __all__ = ['reward_loss', 'token_scores', 'RewardModel', 'reward_model', 'load_reward_model', 'pair_ids', 'RewardArgs',
@@ -98,8 +98,6 @@ def reward_model(
         if lora:
             from peft import LoraConfig, get_peft_model
             model = get_peft_model(model, LoraConfig(r=lora.r, lora_alpha=lora.lora_alpha, target_modules=lora.target_modules, task_type="SEQ_CLS"))
-    for m in model.modules():
-        if isinstance(m, torch.nn.Dropout): m.p = 0.
     return RewardModel(model, policy.tokenizer, policy.chat)
 
 # %% ../nbs/11_reward_model.ipynb #a8d6cc35
@@ -182,14 +180,17 @@ def train_reward(
 ) -> Run:  # with the reward model as .policy
     "Fit a reward model to preferences (Christiano et al. 2017; Ouyang et al. 2022, step 2)."
     args = args or RewardArgs()
-    run = fit(reward_model(policy, args.seed), data, RewardObjective(args.center, args.max_length), args, out, resume, meta=meta)
-    run.policy.model.config.reward_open_end = args.open_end
+    model = reward_model(policy, args.seed)
+    model.model.config.reward_open_end = args.open_end
+    run = fit(model, data, RewardObjective(args.center, args.max_length), args, out, resume, meta=meta)
     if args.normalise:
         prompts = [data[i % len(data)]["prompt"] for i in range(args.normalise)]
         sample = policy.sample(prompts, max_new_tokens=args.max_new_tokens, seed=args.seed)
         normalise(run.policy, sample)
         run.tokens_generated += int(sample.mask.sum())
-        if out: run.policy.save(Path(out) / "policy")
+        with _first_alone() as first:
+            if out and first: run.policy.save(Path(out) / "policy")
+        _note(run.dir, costs=run.costs())
     return run
 
 # %% ../nbs/11_reward_model.ipynb #e533ac34
@@ -232,6 +233,7 @@ def learned_reward(
 
 def add_costs(run: Run, first: Run | None) -> Run:  # `run`, changed in place
     "Add what an earlier stage cost to a run's costs."
-    for k in ("seconds", "tokens_trained", "tokens_generated", "labels", "judge_calls") if first else ():
-        setattr(run, k, getattr(run, k) + getattr(first, k))
+    if first is None: return run
+    for k in ("seconds", "tokens_trained", "tokens_generated", "labels", "judge_calls"): setattr(run, k, getattr(run, k) + getattr(first, k))
+    _note(run.dir, costs=run.costs())
     return run

@@ -17,7 +17,7 @@ from .models import Policy, group_logps, load_policy
 from .preferences import _dataset
 from .real_judges import _says, open_judge
 from .rlhf import PPOArgs, train_rlhf
-from .training import Run, cached_rows, content_hash, fit
+from .training import Run, _note, cached_rows, content_hash, fit
 
 # %% auto #0
 __all__ = ['SCORE', 'label_pairs', 'generate_rlaif_data', 'soft_dpo_loss', 'SoftDPOObjective', 'fit_scale', 'rescale',
@@ -175,6 +175,7 @@ def train_rlaif(
         if people: raise ValueError("people's pairs go into labels, and a judge that scores single answers gives none: leave people out")
         run = train_rlhf(policy, rows, args, judge, watch=watch, **rest)
         run.judge_calls, run.models_in_memory = args.steps * args.batch_size * len(judge.questions), run.models_in_memory + 1
+        _note(run.dir, costs=run.costs())
         return run
     def make(): return _labelled(policy, rows, open_judge(policy if judge is None else judge), args.seed, max_new_tokens)
     *labelled, spent = cached_rows(Path(out) / "labels.jsonl", make, _made_of(policy, rows, judge, args.seed, max_new_tokens)) if out else make()
@@ -183,11 +184,12 @@ def train_rlaif(
     if isinstance(args, PPOArgs): run = train_rlhf(policy, labelled, args, None, reward_args, watch, **rest)
     else: run = fit(policy.copy(), labelled, SoftDPOObjective(args.beta, args.max_length), args, **rest)
     run.labels, run.judge_calls, run.tokens_generated = len(people), spent["judge_calls"], run.tokens_generated + spent["tokens_generated"]
+    _note(run.dir, costs=run.costs())
     return run
 
 def _made_of(policy, rows, judge, seed, max_new_tokens):
     "What labels depend on, as rows"
-    return [*rows, dict(policy=content_hash(policy.model), judge=[type(judge).__name__, getattr(judge, "principles", None)], seed=seed, max_new_tokens=max_new_tokens)]
+    return [*rows, dict(policy=content_hash(policy.model), judge=judge if isinstance(judge, str) else [type(judge).__name__, getattr(judge, "principles", None)], seed=seed, max_new_tokens=max_new_tokens)]
 
 def _labelled(policy, rows, judge, seed, max_new_tokens):
     "AI labels for rows, and as a last row what they cost"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from .models import Policy, Sample, _is_lora, group_logps, patch_to
+from .models import Policy, Sample, _is_lora, _is_untrained_lora, group_logps, patch_to
 from .reward_model import RewardArgs, RewardModel, add_costs, learned_reward, reward_model, token_scores
 from .training import FitArgs, Objective, Run, fit
 
@@ -262,7 +262,7 @@ def train_rlhf(
     critic = new_critic(start, reward, args.seed)
     ids = [policy.tokenizer(t).input_ids for t in pretrain or []]
     if any(len(t) < 2 for t in ids): raise ValueError("pretrain: each text needs at least two tokens")
-    reference = start.reference() if _is_lora(start.model) else policy.frozen()
+    reference = start.reference() if _is_untrained_lora(start.model) else policy.frozen()
     prompts = [dict(prompt=r["prompt"]) for r in data]
     run = fit(start, prompts, PPOObjective(args, reward, critic, reference, watch, ids), args, out, resume, meta=meta)
     return add_costs(run, first)

@@ -342,12 +342,6 @@ def _report(lab, policy, n, seed):
     if not isinstance(policy, RewardModel): return lab.evaluate(policy, n=n, seed=seed)
     return evaluate_reward(policy, list(lab.preferences(n, seed, split="test")), None if lab.name == "pairs" else lab.gold, seed)
 
-def _note(out, **more):
-    "Add to a run's run.json, whole or not at all"
-    if not _FIRST: return
-    part = out / "run.json.note"
-    part.write_text(json.dumps(json.loads((out / "run.json").read_text()) | more, indent=1))
-    os.replace(part, out / "run.json")
 
 # %% ../nbs/32_runs.ipynb #fe019b5f
 def _fit(job, lab, b):
@@ -379,7 +373,7 @@ def train(
     job: Job,
 ) -> tuple:  # (what `alignlab train --json` prints, the lab, {"before": policy, "after": policy}, or {} of a reward model)
     "Train a method by its name, and measure what changed. ValueError for what cannot be, and nothing is left behind."
-    from alignlab.training import budget
+    from alignlab.training import _note, budget
     _check(job)
     b, model = budget(job.budget), job.model
     if (job.method, job.lab) == ("cai", "helpdesk"): model = model or "helpdesk-helpful"      # the paper's start: helpful, and without scruple
@@ -499,7 +493,7 @@ def score(
     form, _ = read_benchmark(benchmark)
     meta = info.get("meta", {})
     model = model or meta.get("model") or "helpdesk-sft"
-    start = load_policy(model, chat=(lab or meta.get("lab")) != "sentiment")
+    start = load_policy(model, chat=False if (lab or meta.get("lab")) == "sentiment" else None)
     policy = _load(place, start, model)
     _say(f"scoring on {benchmark}")
     scores = score_benchmark(policy, benchmark, start, judge_model and open_judge(judge_model), n, max_new_tokens or 1024, seed)
@@ -516,7 +510,7 @@ def _pairs_to_judge(file, n, seed):
     else: rows = list(open_lab("helpdesk").preferences(n or 256, seed, split="test"))
     coin, q = random.Random(seed), ([], [], [], [])
     for r in rows:
-        p, turn = r.get("p_chosen") or 1., coin.random() < .5
+        p, turn = r.get("p_chosen", 1.), coin.random() < .5
         for column, v in zip(q, (r["prompt"], r["rejected" if turn else "chosen"], r["chosen" if turn else "rejected"], 1 - p if turn else p)): column.append(v)
     try: [helpdesk.read_prompt(p) for p in q[0]]
     except (ValueError, AttributeError, TypeError): return q, None
@@ -562,6 +556,7 @@ def judge(
     q, gold = _pairs_to_judge(file, n, seed)
     prompts, first, second, truth = q
     if name == "gold" and gold is None: raise ValueError("--judge gold: these are no prompts of helpdesk, and nobody knows their true reward")
+    if gold and .5 in truth: raise ValueError("p_chosen of .5 says nothing: leave such rows out")
     j = _open_judge(name, model, base_url, lambda: load_policy(model or "helpdesk-sft"), lambda: gold, **server)
     if name == "api":
         e = j.estimate(prompts, first, second)
@@ -571,7 +566,6 @@ def judge(
     found = label_quality({title: j}, prompts, first, second, truth)
     tables = {"labels of the file" if file else "labels of the annotators": found}
     if gold:
-        if found.ties: raise ValueError("p_chosen of .5 says nothing: leave such rows out")
         tables["gold"] = label_quality(_replayed(found, title, q), prompts, first, second, GoldJudge(gold).prefer(prompts, first, second))
     told = dict(judge=title, pairs=found.pairs, ties=found.ties, seed=seed, seconds=time.monotonic() - start,
                 truths={k: dict(rows=t.rows, calibration={r: reliability(*v).tolist() for r, v in t.verdicts.items()}) for k, t in tables.items()})

@@ -7,13 +7,14 @@ from __future__ import annotations
 import torch
 from . import helpdesk
 from .helpdesk import FACTS, RANK, RELATIONS, agrees, make_prompts, parse, read_prompt, respond
+from .judges import calibration_error
 from .labs import helpdesk_skills, known_facts
 from .models import Policy, group_logps, kl_per_token
 from .sft import SFTArgs, train_sft
 
 # %% auto #0
-__all__ = ['BETTER', 'world_texts', 'text_nll', 'beliefs', 'calibration_error', 'behaviours', 'bill', 'average_weights',
-           'kl_by_position', 'continued', 'bad_examples', 'undone']
+__all__ = ['BETTER', 'world_texts', 'text_nll', 'beliefs', 'behaviours', 'bill', 'average_weights', 'kl_by_position', 'continued',
+           'bad_examples', 'undone']
 
 # %% ../nbs/22_alignment_tax.ipynb #6d745ce0
 def world_texts(
@@ -48,17 +49,6 @@ def beliefs(
     found = [(x / x.sum()).max(0) for x in p.split(list(map(len, values)))]
     right = [vs[i] == FACTS[f] for (_, i), vs, f in zip(found, values, facts)]
     return torch.stack([p for p, _ in found]), torch.tensor(right).float()
-
-# %% ../nbs/22_alignment_tax.ipynb #6a5b242b
-def calibration_error(
-    confidence: torch.Tensor,  # (n,) in [0, 1]
-    right: torch.Tensor,       # (n,) 0 or 1
-    bins: int = 10,
-) -> float:                    # 0: among what it is p sure of, a share p is right
-    "Expected calibration error (Guo et al. 2017, Eq. 3)."
-    which = (confidence * bins).long().clamp(max=bins - 1)
-    gap = confidence.double() - right.double()
-    return sum(gap[which == b].mean().abs().item() * (which == b).double().mean().item() for b in which.unique())
 
 # %% ../nbs/22_alignment_tax.ipynb #c8d37a8b
 def _wrong_opinions(n, seed):

@@ -472,6 +472,11 @@ def _finish(out, info, run):
     os.replace(part, out / "policy")
     _whole(out / "run.json", lambda f: f.write(_json(dict(info, status="done", costs=run.costs(), peak_gib=run.peak_gib), indent=1).encode()))
 
+def _note(out, **more):
+    "Add to a finished run's run.json; of several processes, the first does"
+    if out is None or _processes()[0]: return
+    _whole(out / "run.json", lambda f: f.write(_json(json.loads((out / "run.json").read_text()) | more, indent=1).encode()))
+
 # %% ../nbs/05_training.ipynb #34a31809
 def fit(
     policy,                # any object with .model, trained in place, and .save(folder)

@@ -555,3 +555,21 @@ def test_what_the_lab_knows_of_answers_reaches_every_kind_of_arguments():
     made = lambda lab: [(a.max_new_tokens, getattr(a, 'open_end', None), getattr(a, 'missing_end', 'none')) for a in (RewardArgs(), PPOArgs(), GroupArgs()) if not _fit_to_lab(a, lab)]
     assert made(HelpdeskLab) == [(96, False, 'none'), (96, None, -1.), (96, None, -1.)]
     assert made(SentimentLab) == [(24, True, 'none'), (24, None, None), (24, None, None)]
+
+def test_a_soft_label_of_zero_is_the_other_answer_and_ties_cost_nothing(monkeypatch):
+    from alignlab import helpdesk
+    prompts = helpdesk.make_prompts('train', 6)
+    rows = [dict(prompt=p, chosen=helpdesk.respond(p, 'good'), rejected=helpdesk.respond(p, 'web'), p_chosen=0.) for p in prompts]
+    (*_, truth), _ = runs._pairs_to_judge(jsonl('soft.jsonl', rows), None, 0)
+    (_, first, _, turned), _ = runs._pairs_to_judge(jsonl('hard.jsonl', [{k: v for k, v in r.items() if k != 'p_chosen'} for r in rows]), None, 0)
+    assert truth == [1 - t for t in turned] and set(turned) == {0., 1.}
+    def asked(*a, **k): raise AssertionError('a judge was opened')
+    monkeypatch.setattr(runs, '_open_judge', asked)
+    bad(f"judge {jsonl('tie.jsonl', [dict(r, p_chosen=.5) for r in rows])}", 'p_chosen of .5')
+
+def test_a_benchmark_scores_a_model_without_a_chat_template(here):
+    from transformers import AutoTokenizer
+    chat_model('plain'); tok = AutoTokenizer.from_pretrained('plain'); tok.chat_template = None; tok.save_pretrained('plain')
+    Path('plain/chat_template.jinja').unlink(missing_ok=True)
+    bench = jsonl('bench.jsonl', [dict(prompt=f'q{i}', chosen='yes', rejected='no', subset='refusals-dangerous', id=i) for i in range(4)])
+    assert fine(f'evaluate plain --model plain --benchmark {bench}')['form'] == 'rewardbench'

@@ -169,6 +169,23 @@ def test_a_zip_is_read_and_never_unpacked(tmp_path):
     assert found == {'doejane': (True, ''), 'Max_Muster': (True, ''), 'evil': (True, ''), 'bomb': (False, 'too large')}
     assert [p.name for p in tmp_path.iterdir()] == ['a.zip']
 
+def test_students_of_one_name_and_folders_inside_theirs_stay_apart(tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        for path in ('Anna Smith_101_assignsubmission_file_/1.ipynb', 'Anna Smith_202_assignsubmission_file_/1.ipynb', 'Bo_303_assignsubmission_file_/work/1.ipynb', 'Cy_404_assignsubmission_file_/work/1.ipynb',
+                     'smithanna_55_66_1.ipynb', 'smithanna_77_88_1.ipynb', 'class/ada/1.ipynb', 'class/bob_b/1.ipynb'): z.writestr(path, submission())
+    found = G._found(tmp_path/'a.zip', '1')
+    assert [s for s, *_ in found] == ['Anna_Smith', 'Anna_Smith-2', 'Bo', 'Cy', 'smithanna', 'smithanna-2', 'ada', 'bob_b'] and not any(note for *_, note in found)
+    for name in ('a b', 'a_b', 'a_b-2'): (tmp_path/'c'/name).mkdir(parents=True); (tmp_path/'c'/name/'1.ipynb').write_text(submission())
+    names = [s for s, *_ in G._found(tmp_path/'c', '1')]
+    assert len(set(names)) == 3
+
+def test_a_box_that_does_not_listen_ends_with_its_time():
+    read, write = os.pipe()
+    try:
+        G._send(write, memoryview(b'x' * 100), 5.)
+        with pytest.raises(G.Fault, match='timed out'): G._send(write, memoryview(bytes(10**6)), .2)       # more than the pipe holds, and nobody reads
+    finally: os.close(read); os.close(write)
+
 # --- a class
 @boxed
 def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path):

@@ -618,3 +618,12 @@ def test_smollm2_answers_and_its_tokens_survived_the_conversion(smollm2):
         close(smollm2.logps(s.prompts, s.completions), s.logps.sum(1), atol=1e-3, rtol=1e-4)
         right, wrong = smollm2.logps([capital] * 2, ["The capital of France is Paris.", "The capital of France is Lima."])
     assert right > wrong + 2
+
+
+def test_dropout_that_is_no_module_is_off_as_well():
+    from transformers import OPTConfig, OPTForCausalLM
+    torch.manual_seed(0)
+    model = OPTForCausalLM(OPTConfig(**SMALL, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=32, max_position_embeddings=64, dropout=.5))
+    policy = Policy(model, TOK); want = policy.logps(["ab"], ["cd"]).detach()
+    model.train()
+    close(policy.logps(["ab"], ["cd"]).detach(), want, **CLOSE)

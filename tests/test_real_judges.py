@@ -327,3 +327,8 @@ def test_local_judges_of_real_text(smollm2):
     mixed = LikelihoodJudge(smollm2).prefer(Q[0], Q[1], Q[1][1:] + Q[1][:1]); assert (mixed > .5).all()       # answers to other questions
     dialogue = [[dict(role="user", content="Hi"), dict(role="assistant", content="Hello"), dict(role="user", content=q)] for q in Q[0]]
     assert text_judge(smollm2).prefer(dialogue, *Q[1:]).shape == (3,)
+
+def test_an_empty_answer_has_no_likelihood_and_costs_no_other_verdict():
+    j = LikelihoodJudge(load_policy("helpdesk-sft", device="cpu"))
+    p = j.prefer(["is my dog allowed ?"] * 2, ["", "no ."], ["no .", "you may ."])
+    assert p.isnan().tolist() == [True, False]

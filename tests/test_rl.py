@@ -1,5 +1,6 @@
 "Reward model, PPO and groups: formulas against float64 and TRL, invariances, the closed-form optimum, and runs on the world."
 import copy
+import json
 import math
 
 import pytest
@@ -342,3 +343,26 @@ def test_equal_groups_teach_nothing():
     mixed = lambda p, c, e: torch.tensor([.5 if i < 6 else float(i % 2) for i in range(len(p))])
     objective = GroupObjective(GroupArgs(batch_size=4, group=3, drop_equal=True, missing_end=None, max_new_tokens=4), mixed, start.frozen()); objective.prepare(start, None)
     assert len(objective.rollout(start, prompts)) == 2
+
+def test_costs_added_after_a_run_are_in_its_folder_and_so_is_what_the_reward_must_know(tmp_path):
+    prompts = [dict(prompt=p, chosen=respond(p, "good"), rejected=respond(p, "web")) for p in make_prompts("train", 8)]
+    run = train_reward(small(), prompts, RewardArgs(steps=1, batch_size=4, normalise=0, open_end=True), out=tmp_path / "reward")
+    assert load_reward_model(tmp_path / "reward").model.config.reward_open_end is True
+    run = train_rlhf(small(), prompts, PPOArgs(steps=1, batch_size=4, max_new_tokens=8), reward_args=RewardArgs(steps=2, batch_size=4, normalise=4, max_new_tokens=8), out=tmp_path / "ppo")
+    kept = json.loads((tmp_path / "ppo" / "run.json").read_text())
+    assert kept["costs"] == json.loads(json.dumps(run.costs())) and kept["costs"]["labels"] == 8 and kept["status"] == "done"
+
+def test_the_reference_of_trained_adapters_is_where_they_stood():
+    seen, prompts = [], [dict(prompt=p) for p in make_prompts("train", 4)]
+    class Seen(Exception): pass
+    def stop(start, data, objective, *rest, **more): seen.append(objective.reference); raise Seen
+    import alignlab.group_rl as G, alignlab.rlhf as P
+    fresh, trained = add_lora(small()), add_lora(small())
+    for name, p in trained.model.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(p)
+    for module, train, args in ((P, train_rlhf, PPOArgs(steps=1, batch_size=4)), (G, train_grpo, GroupArgs(steps=1, batch_size=4, group=2))):
+        with pytest.MonkeyPatch.context() as m:
+            m.setattr(module, "fit", stop)
+            for policy in (fresh, trained):
+                with pytest.raises(Seen): train(policy, prompts, args, lambda *a: torch.zeros(4))
+                with torch.no_grad(): torch.testing.assert_close(seen[-1].logps(["is my dog allowed ?"], ["no ."]), policy.logps(["is my dog allowed ?"], ["no ."]))
