@@ -34,7 +34,7 @@ def kto_loss(
 ) -> tuple:  # (batch,) losses, and metrics of shape (batch,), NaN where they do not apply; ValueError: shapes that differ
     "KTO loss of each row (Ethayarajh et al. 2024, Eq. 8)."
     if not beta > 0: raise ValueError(f"beta must be > 0, not {beta}: at 0 every reward is the reference point")
-    label, z = torch.as_tensor(label, dtype=torch.bool, device=logps.device), torch.as_tensor(z, device=logps.device)
+    label, z = torch.as_tensor(label, dtype=torch.bool, device=logps.device), torch.as_tensor(z, dtype=logps.dtype, device=logps.device)
     if not (logps.shape == ref_logps.shape == label.shape and logps.ndim == 1 and z.ndim == 0): raise ValueError(f"shapes {[tuple(t.shape) for t in (logps, ref_logps, label, z)]}: logps, ref_logps and label hold one number a row, z is one for all")
     reward = logps - ref_logps
     value = torch.sigmoid(beta * torch.where(label, reward - z, z - reward))
