@@ -271,7 +271,7 @@ def _job(plan, folder, kind, method, seed, more=None):
         if kind == "trials" or row["settings"] == more: return row
     row = _trial(plan, t, method, more) if kind == "trials" else _row(plan, t, method, more, None if t.real else Path(folder) / "policies" / f"{method}-{seed}")
     row = _plain(row)                                                          # as it will be read the next time
-    _whole(path, lambda f: f.write(_json(row).encode()))
+    _whole(path, _json(row))
     return row
 
 # %% ../nbs/20_comparison.ipynb #109569ec
@@ -316,7 +316,7 @@ def _do(plan, folder, jobs, workers, say):
 def _begin(folder, plan):
     "The folder of a comparison: new, or one of the same plan"
     path, now = Path(folder) / "plan.json", asdict(plan)
-    if not path.exists(): return _whole(path, lambda f: f.write(_json(now).encode()))
+    if not path.exists(): return _whole(path, _json(now))
     was = json.loads(path.read_text())
     changed = [f"{k} was {was.get(k)}, now {v}" for k, v in now.items() if was.get(k) != v and k not in ("data", "eval_data")]      # files may move: `world` knows what is in them
     if changed: raise ValueError(f"{folder} holds another comparison: {'; '.join(changed)}; choose another folder (--out)")

@@ -65,7 +65,7 @@ def helpdesk_skills(
 
 # %% ../nbs/07_labs.ipynb #4d47f343
 class Lab:
-    "What an experiment needs. Subclasses fill in the rest: prompts, preferences, demonstrations, evaluate, annotator, judge."
+    "What an experiment needs. Subclasses fill in the rest: prompts, evaluate, annotator, judge."
     name: str             # "helpdesk", "sentiment", "constraints" or "pairs"
     world: str            # hash of the world, or of the data
     max_new_tokens = 96   # limit of an answer
@@ -80,6 +80,12 @@ class Lab:
     def policy(self) -> Policy: "A fresh copy of the start policy."; return self.start.copy()
     def reference(self) -> Policy: "The start policy, frozen."; return self.start.frozen()
     def gold(self, prompts, completions, ended=True): "The true reward, where the lab knows it."; return None
+    def preferences(self, n=None, seed=0, judge=None, split="train"):
+        "Two answers to each prompt, compared by the annotators or another judge."
+        return collect_preferences(self.start, self.prompts(split, n or self.budget.pairs, seed), judge or self.annotator, seed, max_new_tokens=self.max_new_tokens)
+    def demonstrations(self, n=None, seed=0):
+        "The chosen answers as demonstrations."
+        return [dict(prompt=r["prompt"], completion=r["chosen"]) for r in self.preferences(n, seed)]
     def thumbs(self, n=None, seed=0):
         "A thumb of an annotator on one answer to each prompt."
         return collect_binary(self.start, self.prompts("train", n or self.budget.pairs, seed), self.annotator, seed, max_new_tokens=self.max_new_tokens)
@@ -97,8 +103,6 @@ class HelpdeskLab(Lab):
     def prompts(self, split="train", n=None, seed=0, kinds=None): return helpdesk.make_prompts(split, n or self.budget.prompts, seed, kinds)
     def gold(self, prompts, completions, ended=True): return helpdesk.gold(prompts, completions, ended)
     def demonstrations(self, n=None, seed=0, style="good"): return helpdesk.demonstrations(n or self.budget.pairs, seed, style)
-    def preferences(self, n=None, seed=0, judge=None, split="train"):
-        return collect_preferences(self.start, self.prompts(split, n or self.budget.pairs, seed), judge or self.annotator, seed, max_new_tokens=self.max_new_tokens)
 
     def evaluate(self, policy, n=None, seed=0, against=None, skills=True, n_samples=1) -> Report:
         "Report on held-out prompts: gold, attributes, win rate against the start (or another policy), KL, length, skills."
@@ -120,14 +124,11 @@ class PairsLab(Lab):
     def preferences(self, n=None, seed=0, split="train"):
         rows = self.train if split == "train" else self.held_out
         return rows.shuffle(seed=seed).select(range(min(n or len(rows), len(rows))))
-    def demonstrations(self, n=None, seed=0):
-        "The chosen replies as demonstrations."
-        return [dict(prompt=r["prompt"], completion=r["chosen"]) for r in self.preferences(n, seed)]
     def thumbs(self, n=None, seed=0): "The chosen replies with a thumb up, the rejected ones with a thumb down."; return pairs_to_binary(self.preferences(n and max(1, n // 2), seed)).shuffle(seed=seed)
 
     def evaluate(self, policy, n=None, seed=0, against=None) -> Report:
         "Report on held-out pairs: preference accuracy, reference-free ranking, and on samples length, end rate and KL."
-        rows = self.held_out.shuffle(seed=seed).select(range(min(n or len(self.held_out), len(self.held_out))))
+        rows = self.preferences(n, seed, "test")
         return evaluate(policy, rows["prompt"][:16], reference=self.start, against=against, data=rows, max_new_tokens=self.max_new_tokens, seed=seed)
 
 # %% ../nbs/07_labs.ipynb #f3a5192e
@@ -168,10 +169,6 @@ class RewardLab(Lab):
         own = [b for b in self.all_prompts() if int(hashlib.sha1(b.encode()).hexdigest(), 16) % 10 in sides[split]]
         order = random.Random(seed).sample(own, len(own))
         return (order * (1 + (n or len(own)) // len(own)))[:n or len(own)]       # more than there are: the same again, to be sampled anew
-    def preferences(self, n=None, seed=0, judge=None, split="train"): return collect_preferences(self.start, self.prompts(split, n or self.budget.pairs, seed), judge or self.annotator, seed, max_new_tokens=self.max_new_tokens)
-    def demonstrations(self, n=None, seed=0):
-        "The chosen answers as demonstrations."
-        return [dict(prompt=r["prompt"], completion=r["chosen"]) for r in self.preferences(n, seed)]
     def evaluate(self, policy, n=None, seed=0, against=None, n_samples=1) -> Report:
         "Report on held-out prompts: gold and what it is made of, win rate against the start (or another policy), KL, length, diversity."
         return evaluate(policy, self.prompts("test", n, seed), reference=self.start, measure=self.measure, against=against or self.start,

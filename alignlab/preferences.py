@@ -406,7 +406,7 @@ def _tokens(text, tokenizer=None):
 def audit_preferences(
     ds, # `Dataset(prompt, chosen, rejected[, p_chosen])`
     tokenizer=None, # counts tokens; without it words are counted
-    max_length:int|None=None, # tokens of prompt and reply that training keeps, counted from the start; None: no cut
+    max_length:int|None=None, # tokens of prompt and reply, counted from the start, that a trainer keeps which cuts there (ours cuts the prompt's beginning first); None: no cut
 )->Audit: # counts (int), shares and means (float) by name
     "What to know about preference pairs before training on them; `ValueError` without rows or columns"
     _need(ds, 'prompt', 'chosen', 'rejected')

@@ -343,7 +343,7 @@ def save_report(
     import matplotlib.pyplot as plt
     rows, out = summary(result), Path(out)
     plan, found = result["plan"], dict(table=rows, verdicts=card_verdicts(rows))
-    for name, text in {"report.md": markdown(rows), "report.html": _page(result, rows, found["verdicts"])}.items(): _whole(out / name, lambda f: f.write(text.encode()))
+    for name, text in {"report.md": markdown(rows), "report.html": _page(result, rows, found["verdicts"])}.items(): _whole(out / name, text)
     write_record(out / "report.json", plan["lab"], "comparison", result["rows"], **{k: plan[k] for k in ("world", "start", "budget")}, **{k: result[k] for k in ("plan", "settings", "trials", "failed")}, table=rows, verdicts=found["verdicts"])
     for name, plot in (("gold", plot_gold), ("frontier", plot_spending)): ax = plot(result); ax.figure.savefig(out / f"{name}.png", dpi=110, bbox_inches="tight"); plt.close(ax.figure)
     return _plain(dict(result, **found))
@@ -352,7 +352,7 @@ def save_report(
 def ledger(
     records: list | None = None,  # names of shipped records, or files such as a comparison's report.json; None: all that the lab ships
     plan: Plan | None = None,     # whose lab, world, start and budget they must have; None: helpdesk at lesson
-) -> tuple:  # rows of record, method, seed, costs, settings, gold, kl and what else the report has; and [{record, why}] of what was refused
+) -> tuple:  # rows of record, method, seed, costs, args, gold, kl and what else the report has; and [{record, why}] of what was refused
     "Runs of many records in one form."
     plan, rows, refused = plan or Plan.of("helpdesk", "lesson"), [], []
     names = records or sorted(f"{plan.lab}/{p.name.removesuffix('.json')}" for p in (resources.files("alignlab") / "records" / plan.lab).iterdir())

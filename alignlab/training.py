@@ -239,12 +239,12 @@ def optimise_step(
     return dict(zip([*parts[0], "grad_norm"], [*(total / count).tolist(), norm.item()]), tokens=int(sums[-1]))
 
 # %% ../nbs/05_training.ipynb #d050d89c
-def _whole(path, write):
-    "`write(file)` a file (its folder is made) so that a crash at any moment leaves the old one or the new one, never a part"
+def _whole(path, content):
+    "Write a text, or what `content(file)` writes, so that a crash at any moment leaves the old file or the new one, never a part; its folder is made"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as f:
-        write(f)
+        content(f) if callable(content) else f.write(content.encode())
         f.flush()
         os.fsync(f.fileno())          # else a power cut may leave the new name on an empty file
     os.replace(part, path)
@@ -354,8 +354,8 @@ def _open_run(out, identity, resume):
         if begun: raise ValueError(f"{out} holds a run already" + (
             ", but its run.json is gone: choose another folder" if resume else ": resume=True (--resume) goes on with it, or choose another folder"))
         info = dict(identity, status="running", versions=versions(), machine=machine(), date=date.today().isoformat())
-        _whole(out / "history.jsonl", lambda f: None)
-        _whole(path, lambda f: f.write(_json(info, indent=1).encode()))      # last: who finds it finds a whole folder
+        _whole(out / "history.jsonl", "")
+        _whole(path, _json(info, indent=1))      # last: who finds it finds a whole folder
         return info
     try: info = json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} is damaged: delete the folder and start again") from e
@@ -470,12 +470,12 @@ def _finish(out, info, run):
     part.mkdir()
     run.policy.save(part)
     os.replace(part, out / "policy")
-    _whole(out / "run.json", lambda f: f.write(_json(dict(info, status="done", costs=run.costs(), peak_gib=run.peak_gib), indent=1).encode()))
+    _whole(out / "run.json", _json(dict(info, status="done", costs=run.costs(), peak_gib=run.peak_gib), indent=1))
 
 def _note(out, **more):
     "Add to a finished run's run.json; of several processes, the first does"
     if out is None or _processes()[0]: return
-    _whole(out / "run.json", lambda f: f.write(_json(json.loads((out / "run.json").read_text()) | more, indent=1).encode()))
+    _whole(out / "run.json", _json(json.loads((out / "run.json").read_text()) | more, indent=1))
 
 # %% ../nbs/05_training.ipynb #34a31809
 def fit(
@@ -535,7 +535,7 @@ def cached_rows(
             rows = list(make())
             if key: rows[-1] = dict(rows[-1], of=key)
             text = "".join(_json(row) + "\n" for row in rows)
-            _whole(path, lambda f: f.write(text.encode()))
+            _whole(path, text)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     if key and rows[-1].pop("of", None) != key: raise ValueError(f"{path.as_posix()} was made of other data or settings: go on with those, or choose another folder")
     return rows
@@ -561,7 +561,7 @@ def write_record(
         if lacks: raise ValueError(f"run {i} of the record lacks {', '.join(lacks)}: make rows with Run.row")
     record = dict(meta, schema=_SCHEMA, lab=lab, chapter=chapter, world=world, start=start, budget=budget,
                   machine=machine(), versions=versions(), date=date.today().isoformat(), runs=list(runs))
-    _whole(Path(path), lambda f: f.write((json.dumps(_plain(record), indent=1) + "\n").encode()))
+    _whole(Path(path), json.dumps(_plain(record), indent=1) + "\n")
     return Path(path)
 
 # %% ../nbs/05_training.ipynb #d1f3a56a
