@@ -78,7 +78,7 @@ def test_tasks_pass_options_on(course, commands, monkeypatch):
     assert course.main(['lab', '--no-browser']) == 0
     assert course.main(['test', '--all', '-k', 'dpo']) == 0
     assert course.main(['test', '-n0']) == 0                     # who says how many processes is believed
-    assert commands == ['lab', 'lab nbs/index.ipynb --no-browser', 'lab,test', '-m pytest -n 2 --dist worksteal -k dpo', 'lab,test', '-m pytest -n0']
+    assert commands == ['lab', f'lab --ServerApp.root_dir={course.ROOT} nbs/index.ipynb --no-browser', 'lab,test', '-m pytest -n 2 --dist worksteal -k dpo', 'lab,test', '-m pytest -n0']
 
 @pytest.mark.parametrize('args', [[], ['tset'], ['setup', '--fast'], ['run', '--budget', 'huge'], ['run', '--only', 'nothing'], ['run', '--out', 'x']])
 def test_wrong_use_is_told_before_any_setup(args, course, commands, capsys):

@@ -1,4 +1,4 @@
-"JupyterLab: `course.py lab` opens on the first page, what that page shows and links to is there, and an exercise runs in it."
+"JupyterLab: `alignlab lab` opens on the first page, what that page shows and links to is there, and an exercise runs in it."
 import contextlib, json, os, shutil, signal, socket, subprocess, sys, time, urllib.request
 import pytest
 from conftest import ROOT
@@ -25,14 +25,6 @@ def lab(tmp_path):
     finally:
         with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
-
-def test_course_py_starts_it_in_the_same_way(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT)
-    import course
-    said = []
-    monkeypatch.setattr(course, 'setup', lambda extras: None); monkeypatch.setattr(course, 'sh', lambda cmd, env: said.append(cmd) or 0)
-    assert course.main(['lab', '--no-browser']) == 0
-    assert said[0][1:] == ['lab', f'--ServerApp.root_dir={ROOT}', 'nbs/index.ipynb', '--no-browser']
 
 def test_the_first_page_and_an_exercise(lab):
     for there in ('api/contents/exercises/14_dpo/14_dpo.ipynb', 'files/docs/comparison.png'): assert urllib.request.urlopen(f'{lab}/{there}?token=t').status == 200
