@@ -34,6 +34,7 @@ def test_dpo_on_hh(smollm2, shared_data, tmp_path, monkeypatch):
     for k in ('preference_accuracy', 'length', 'end_rate'): assert _flat(measured['report'])[k]['mean'] == pytest.approx(report[k]['mean'], abs=1e-3), k
     assert all(s['start'] and s['policy'] for s in measured['samples'])
 
+@pytest.mark.slow                                                # test_compare_on_sentiment trains the same, test_dpo_on_hh measures again
 def test_dpo_on_sentiment(smollm2, tmp_path, monkeypatch):
     "The same command in the lab where the truth is a program: two steps, gold and win rate in the report."
     pytest.importorskip('vaderSentiment'); monkeypatch.chdir(tmp_path)
@@ -55,6 +56,7 @@ def test_rlhf_on_sentiment(smollm2, tmp_path, monkeypatch):
     history = [json.loads(line) for line in (tmp_path/'gold'/'history.jsonl').read_text().splitlines()]
     assert history[0]['score'] == pytest.approx(history[0]['gold'], abs=2) and abs(history[0]['kl']) < 1e-3 and found['labels'] == 0
 
+@pytest.mark.slow                                                # a minute; test_cli asks a tiny chat model the same, and both stages run below
 def test_cai_with_a_chat_model(smollm2, tmp_path, monkeypatch):
     "Critiques and revisions by a chat model, few-shot, and two steps on them."
     monkeypatch.chdir(tmp_path)
