@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 import typer.core
 from . import runs
-from .runs import METHODS, _FIRST, _JUDGES, _out_root, _plain_text, _quiet, _say
+from .runs import METHODS, _FIRST, _out_root, _plain_text, _quiet, _say
 
 # %% auto #0
 __all__ = ['app', 'exercises', 'doctor', 'train', 'evaluate', 'compare', 'judge', 'chat', 'grade', 'lab', 'site']
@@ -203,7 +203,8 @@ def train(
 ):
     "Train a policy with METHOD, and report what changed."
     args = dict(beta=beta, lr=lr, steps=steps, rounds=rounds, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight, batch_size=batch_size, max_length=max_length)
-    job = runs.Job(method, lab, model, data, eval_data, strict, lora, budget, seed, args, n_eval, reward, way, judge, judge_model, base_url, principle or None, revisions, out, resume)
+    job = runs.Job(method, lab=lab, model=model, data=data, eval_data=eval_data, strict=strict, lora=lora, budget=budget, seed=seed, args=args, n_eval=n_eval, reward=reward, way=way, judge=judge,
+                   judge_model=judge_model, base_url=base_url, principle=principle or None, revisions=revisions, out=out, resume=resume)
     with contextlib.redirect_stdout(sys.stderr):                              # nothing gets in front of the JSON
         found, where, policies = runs.train(job)
         samples = [] if as_json or not policies else runs._samples(where, policies, seed)
@@ -292,8 +293,6 @@ def judge(
     as_json: Annotated[bool, _opt("One JSON object on standard output.", "--json")] = False,
 ):
     "What a judge's labels on PAIRS are worth."
-    if judge not in _JUDGES: raise ValueError(f"--judge {judge}: choose from {', '.join(_JUDGES)}")
-    if judge == "api" and not model: raise ValueError("--judge api asks a model on a server: name it with --model, and the server with --base-url (or set OPENAI_API_KEY)")
     if judge != "api" and (base_url or max_cost is not None or price != "0,0"): raise ValueError(f"--base-url, --price and --max-cost go with --judge api, not with {judge}")
     try: read, written = map(float, price.split(","))
     except ValueError: raise ValueError(f"--price {price}: two numbers, dollars for a million tokens read and written, such as 0.25,2") from None

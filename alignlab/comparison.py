@@ -93,16 +93,12 @@ def _revisions(t):
     return t.kept("revisions", lambda: _timed(make))
 
 # %% ../nbs/20_comparison.ipynb #3b8d5358
-def _with(run, spent):
-    "The run, with what its data cost on top"
-    for k, v in spent.items(): setattr(run, k, getattr(run, k) + v)
-    return run
-
 @cache
 def _revised_run(t):
     "The run of SL-CAI that RL-CAI starts from"
     folder = t.folder / f"sl-{t.seed}"
-    return _with(train_sft(t.start, _revisions(t)[:-1], SFTArgs(lr=3e-4, **t.size(share=.5)), out=folder, resume=folder.exists()), _revisions(t)[-1])
+    *rows, spent = _revisions(t)
+    return train_sft(t.start, rows, SFTArgs(lr=3e-4, **t.size(share=.5)), out=folder, resume=folder.exists()).add(**spent)
 
 def _cai_pairs(t):
     "Two answers of the revised policy to each of half the prompts, compared by the start under the principles"
@@ -133,13 +129,16 @@ def _rloo(t, **s):
 
 # %% ../nbs/20_comparison.ipynb #63a55bf0
 def _rlaif(t, **s):
+    *rows, spent = _ai_pairs(t)
     args = DPOArgs(**s, **t.size(2), **t.cut)
-    return _with(fit(t.lab.policy(), _ai_pairs(t)[:-1], SoftDPOObjective(args.beta, args.max_length), args), _ai_pairs(t)[-1])
-def _sl_cai(t, **s): return _with(train_sft(t.start, _revisions(t)[:-1], SFTArgs(**s, **t.size())), _revisions(t)[-1])
+    return fit(t.lab.policy(), rows, SoftDPOObjective(args.beta, args.max_length), args).add(**spent)
+def _sl_cai(t, **s):
+    *rows, spent = _revisions(t)
+    return train_sft(t.start, rows, SFTArgs(**s, **t.size())).add(**spent)
 def _rl_cai(t, **s):
+    *rows, spent = _cai_pairs(t)
     args = DPOArgs(**s, **t.size(2, .5))
-    run = fit(_revised_run(t).policy.copy(), _cai_pairs(t)[:-1], SoftDPOObjective(args.beta), args)
-    return add_costs(_with(run, _cai_pairs(t)[-1]), _revised_run(t))
+    return add_costs(fit(_revised_run(t).policy.copy(), rows, SoftDPOObjective(args.beta), args).add(**spent), _revised_run(t))
 
 # %% ../nbs/20_comparison.ipynb #1b13874e
 class _BestOf:

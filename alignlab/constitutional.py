@@ -19,7 +19,7 @@ from .reward_model import add_costs
 from .rlaif import train_rlaif
 from .rlhf import PPOArgs
 from .sft import SFTArgs, train_sft
-from .training import Run, _note, cached_rows, content_hash
+from .training import Run, cached_rows, content_hash
 
 # %% auto #0
 __all__ = ['constitutional_principles', 'HELPFUL_SHARE', 'Principle', 'read_principles', 'critique_prompt', 'revision_prompt',
@@ -290,8 +290,7 @@ def train_cai(
     *made, spent = cached_rows(Path(out) / "revisions.jsonl", make, of) if out else make()
     traces, helpful = [Trace(**r) for r in made if "steps" in r], [r for r in made if "completion" in r]
     first = train_sft(policy, sl_cai_data(traces, helpful, every), stage, out=Path(out) if out and sl else out and Path(out) / "sl", resume=resume or not sl and bool(out), meta=more)  # type: ignore[arg-type]
-    first.tokens_generated += spent["tokens_generated"]
-    _note(first.dir, costs=first.costs())
+    first.add(tokens_generated=spent["tokens_generated"])
     if sl: return first
     run = train_rlaif(_as_start(first.policy, args.seed), rows, args, judge, max_new_tokens=max_new_tokens, watch=watch, reward_args=reward_args, people=helpful_pairs, out=out, resume=resume, meta=more)  # type: ignore[arg-type]
     return add_costs(run, first)

@@ -370,9 +370,10 @@ def faults(
     return found + [f"the exercise still holds {m[0]!r}" for m in _MARK.finditer(shown)]
 
 # %% ../nbs/30_exercises.ipynb #cfd2a4c2
-def _answered(path):
-    "Whether a cell for an answer is not as it was handed out"
-    return any(_mark(c).get("solution") and _mark(c).get("checksum") != _checksum(c) for c in _read(path).cells)
+def _untouched(path):
+    "Is this a notebook of exercises, with every answer's cell as it was handed out?"
+    marked = [c for c in _read(path).cells if _mark(c).get("solution")]
+    return bool(marked) and all(_mark(c).get("checksum") == _checksum(c) for c in marked)
 
 def build(
     root=None,            # the course's folder; searched for upwards from here
@@ -390,12 +391,12 @@ def build(
             made[root / "exercises" / path.relative_to(root / "solutions")] = nbformat.writes(exercise, 4) + "\n"
         wrong += marks
     if wrong: raise ValueError("not built: " + "; ".join(wrong))
-    stale = [p for p in (root / "exercises").glob("*/*.ipynb") if p not in made and not _answered(p)]
+    stale = [p for p in (root / "exercises").glob("*/*.ipynb") if p not in made and _untouched(p)]
     changed = [p for p, text in made.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     if not dry:
         for p in stale: p.unlink()
         for p in changed:
-            if p.exists() and _answered(p):
+            if p.exists() and not _untouched(p):
                 kept = next(q for n in itertools.count(1) if not (q := p.parent / "answers" / f"{p.stem}-{n}.ipynb").exists())
                 kept.parent.mkdir(exist_ok=True); p.rename(kept)
                 warnings.warn(f"{p.name} held answers: they are in {kept.relative_to(root).as_posix()} now", stacklevel=2)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-import os
+import json, os
 import torch
 import torch.nn.functional as F
 from .evaluation import Report, bootstrap, wins
@@ -184,13 +184,15 @@ def train_reward(
     model.model.config.reward_open_end = args.open_end
     run = fit(model, data, RewardObjective(args.center, args.max_length), args, out, resume, meta=meta)
     if args.normalise:
-        prompts = [data[i % len(data)]["prompt"] for i in range(args.normalise)]
-        sample = policy.sample(prompts, max_new_tokens=args.max_new_tokens, seed=args.seed)
-        normalise(run.policy, sample)
-        run.tokens_generated += int(sample.mask.sum())
-        with _first_alone() as first:
-            if out and first: run.policy.save(Path(out) / "policy")
-        _note(run.dir, costs=run.costs())
+        config, kept = run.policy.model.config, json.loads((run.dir / "run.json").read_text()).get("scale") if run.dir else None
+        if kept: config.reward_mean, config.reward_std, tokens = kept         # a finished run is read, not measured anew
+        else:
+            sample = policy.sample([data[i % len(data)]["prompt"] for i in range(args.normalise)], max_new_tokens=args.max_new_tokens, seed=args.seed)
+            normalise(run.policy, sample); tokens = int(sample.mask.sum())
+            with _first_alone() as first:
+                if out and first: run.policy.save(Path(out) / "policy")
+        run.add(tokens_generated=tokens)
+        if run.dir: _note(run.dir, scale=[config.reward_mean, config.reward_std, tokens])
     return run
 
 # %% ../nbs/11_reward_model.ipynb #e533ac34
@@ -233,7 +235,4 @@ def learned_reward(
 
 def add_costs(run: Run, first: Run | None) -> Run:  # `run`, changed in place
     "Add what an earlier stage cost to a run's costs."
-    if first is None: return run
-    for k in ("seconds", "tokens_trained", "tokens_generated", "labels", "judge_calls"): setattr(run, k, getattr(run, k) + getattr(first, k))
-    _note(run.dir, costs=run.costs())
-    return run
+    return run.add(**{k: getattr(first, k) for k in ("seconds", "tokens_trained", "tokens_generated", "labels", "judge_calls")}) if first else run

@@ -17,7 +17,7 @@ from .models import Policy, group_logps, load_policy
 from .preferences import _dataset
 from .real_judges import _says, open_judge
 from .rlhf import PPOArgs, train_rlhf
-from .training import Run, _note, cached_rows, content_hash, fit
+from .training import Run, cached_rows, content_hash, fit
 
 # %% auto #0
 __all__ = ['SCORE', 'label_pairs', 'generate_rlaif_data', 'soft_dpo_loss', 'SoftDPOObjective', 'fit_scale', 'rescale',
@@ -173,19 +173,14 @@ def train_rlaif(
     if isinstance(judge, ScoreReward):
         if not isinstance(args, PPOArgs): raise ValueError("a judge that scores single answers has no pairs for DPO: give PPOArgs, or a judge with prefer()")
         if people: raise ValueError("people's pairs go into labels, and a judge that scores single answers gives none: leave people out")
-        run = train_rlhf(policy, rows, args, judge, watch=watch, **rest)
-        run.judge_calls, run.models_in_memory = args.steps * args.batch_size * len(judge.questions), run.models_in_memory + 1
-        _note(run.dir, costs=run.costs())
-        return run
+        return train_rlhf(policy, rows, args, judge, watch=watch, **rest).add(judge_calls=args.steps * args.batch_size * len(judge.questions), models_in_memory=1)
     def make(): return _labelled(policy, rows, open_judge(policy if judge is None else judge), args.seed, max_new_tokens)
     *labelled, spent = cached_rows(Path(out) / "labels.jsonl", make, _made_of(policy, rows, judge, args.seed, max_new_tokens)) if out else make()
     labelled += [dict(r, p_chosen=1.) for r in people]
     if not soft: labelled = [{k: v for k, v in r.items() if k != "p_chosen"} for r in labelled]
     if isinstance(args, PPOArgs): run = train_rlhf(policy, labelled, args, None, reward_args, watch, **rest)
     else: run = fit(policy.copy(), labelled, SoftDPOObjective(args.beta, args.max_length), args, **rest)
-    run.labels, run.judge_calls, run.tokens_generated = len(people), spent["judge_calls"], run.tokens_generated + spent["tokens_generated"]
-    _note(run.dir, costs=run.costs())
-    return run
+    return run.add(labels=len(people) - run.labels, judge_calls=spent["judge_calls"], tokens_generated=spent["tokens_generated"])       # its reward model counted the model's labels as people's
 
 def _made_of(policy, rows, judge, seed, max_new_tokens):
     "What labels depend on, as rows"

@@ -58,7 +58,7 @@ class Job:
     lab: str = "helpdesk"
     model: str | None = None        # the start
     data: str | None = None         # file to learn from
-    eval_data: str | None = None    # pairs to measure on
+    eval_data: str | None = None    # pairs (of kto: or thumbs) to measure on
     strict: bool = False            # any faulty row is an error
     lora: bool = False
     budget: str | None = None       # smoke, lesson or full; None: the one in force
@@ -124,11 +124,9 @@ def _loader(kind):
     return dict(preferences=preferences.load_preferences, demonstrations=preferences.load_demonstrations, thumbs=preferences.load_binary)[kind]
 
 def _are_pairs(path):
-    "Whether a file holds pairs; ValueError where it looks like pairs and has a fault"
-    try: return bool(_loader("preferences")(path))
-    except ValueError as e:
-        if "no column 'chosen'" in str(e) or ": no rows" in str(e): return False
-        raise
+    "Has any row of a file a chosen reply?"
+    from alignlab.preferences import _rows_of
+    return any(isinstance(row, dict) and "chosen" in row for _, row in _rows_of(path)[2])
 
 def _on_thumbs(policy, start, rows, seed):
     "How much likelier than under the start the held-out completions are, in nats: an estimate for each thumb"
@@ -342,7 +340,6 @@ def _report(lab, policy, n, seed):
     if not isinstance(policy, RewardModel): return lab.evaluate(policy, n=n, seed=seed)
     return evaluate_reward(policy, list(lab.preferences(n, seed, split="test")), None if lab.name == "pairs" else lab.gold, seed)
 
-
 # %% ../nbs/32_runs.ipynb #fe019b5f
 def _fit(job, lab, b):
     "Train, and measure before and after: (run, report, report)"
@@ -553,6 +550,8 @@ def judge(
     "What a judge's labels on pairs are worth."
     from alignlab.judges import GoldJudge, label_quality, reliability
     from alignlab.models import load_policy
+    if name not in _JUDGES: raise ValueError(f"--judge {name}: choose from {', '.join(_JUDGES)}")
+    if name == "api" and not model: raise ValueError("--judge api asks a model on a server: name it with --model, and the server with --base-url (or set OPENAI_API_KEY)")
     q, gold = _pairs_to_judge(file, n, seed)
     prompts, first, second, truth = q
     if name == "gold" and gold is None: raise ValueError("--judge gold: these are no prompts of helpdesk, and nobody knows their true reward")

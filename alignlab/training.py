@@ -374,11 +374,12 @@ def _pick_up(out, modules, optimizer, objective, seconds):
     if file.exists():
         state = load_checkpoint(file, modules, optimizer)
         step, seconds, objective.state = state["step"], state["seconds"], state["objective"]
-    lines = log.read_bytes().splitlines(keepends=True)[:step] if log.exists() else []
+    written = log.read_bytes() if log.exists() else b""
+    lines = written.splitlines(keepends=True)[:step]
     try: history = [json.loads(line) for line in lines]
     except ValueError: history = []
     if len(history) < step: raise ValueError(f"{log} is damaged: it lacks steps that the checkpoint has done")
-    _whole(log, lambda f: f.writelines(lines))
+    if b"".join(lines) != written: _whole(log, lambda f: f.writelines(lines))   # a finished run is only read: others may be reading it, too
     return step, seconds, history
 
 # %% ../nbs/05_training.ipynb #83d2086c
@@ -398,6 +399,10 @@ def _late_interrupt():
     finally: signal.signal(signal.SIGINT, old or signal.default_int_handler)
 
 # %% ../nbs/05_training.ipynb #69572010
+def _check_columns(data, columns):
+    for i, row in enumerate(data if columns else ()):
+        if gone := [c for c in columns if row.get(c) is None]: raise ValueError(f"row {i} of the data has no {gone[0]!r}: this method learns from {', '.join(columns)}")
+
 def _peak_gib():
     "Most memory so far in GiB: of the GPU where there is one, else of the process"
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2**30
@@ -423,6 +428,12 @@ class Run:
     def costs(self):
         "What the run cost, as a dict"
         return {k: getattr(self, k) for k in ("seconds", "tokens_trained", "tokens_generated", "labels", "judge_calls", "models_in_memory")}
+
+    def add(self, **spent):
+        "Count what was spent beside the training, in the run's folder as well; the run"
+        for k, v in spent.items(): setattr(self, k, getattr(self, k) + v)
+        if self.dir and (self.dir / "run.json").exists(): _note(self.dir, costs=self.costs())
+        return self
 
     def row(self, method, start=None, report=None, keep=50):
         "This run as a row of a record: costs, reports at the start and the end, history thinned to `keep` steps"
@@ -473,9 +484,9 @@ def _finish(out, info, run):
     _whole(out / "run.json", _json(dict(info, status="done", costs=run.costs(), peak_gib=run.peak_gib), indent=1))
 
 def _note(out, **more):
-    "Add to a finished run's run.json; of several processes, the first does"
-    if out is None or _processes()[0]: return
-    _whole(out / "run.json", _json(json.loads((out / "run.json").read_text()) | more, indent=1))
+    "Add to a finished run's run.json what it does not say yet; of several processes, the first does"
+    said = json.loads((out / "run.json").read_text())
+    if not _processes()[0] and said | more != said: _whole(out / "run.json", _json(said | more, indent=1))
 
 # %% ../nbs/05_training.ipynb #34a31809
 def fit(
@@ -491,8 +502,7 @@ def fit(
     "Train `policy`: the same arguments give the same weights, bit for bit, whether or not the run was interrupted"
     args, out = replace(args), Path(out) if out else None        # a copy of the arguments, checked again
     if len(data) == 0: raise ValueError("nothing to train on: the data has no rows")
-    for i, row in enumerate(data if objective.columns else ()):
-        if gone := [c for c in objective.columns if row.get(c) is None]: raise ValueError(f"row {i} of the data has no {gone[0]!r}: this method learns from {', '.join(objective.columns)}")
+    _check_columns(data, objective.columns)
     modules = objective.trained(policy)
     optimizer, was_training = _adamw(modules, args), policy.model.training
     identity = dict(objective=type(objective).__name__, args=dict(asdict(args), kind=type(args).__name__), meta=meta or {},

@@ -563,6 +563,7 @@ def test_a_soft_label_of_zero_is_the_other_answer_and_ties_cost_nothing(monkeypa
     (*_, truth), _ = runs._pairs_to_judge(jsonl('soft.jsonl', rows), None, 0)
     (_, first, _, turned), _ = runs._pairs_to_judge(jsonl('hard.jsonl', [{k: v for k, v in r.items() if k != 'p_chosen'} for r in rows]), None, 0)
     assert truth == [1 - t for t in turned] and set(turned) == {0., 1.}
+    with pytest.raises(ValueError, match='choose from lm, likelihood, gold, api'): runs.judge(name='oracle')      # a script has no parser before it
     def asked(*a, **k): raise AssertionError('a judge was opened')
     monkeypatch.setattr(runs, '_open_judge', asked)
     bad(f"judge {jsonl('tie.jsonl', [dict(r, p_chosen=.5) for r in rows])}", 'p_chosen of .5')

@@ -143,11 +143,12 @@ def test_building_anew_keeps_a_students_answers(tmp_path):
     mine, draft = root/'exercises/01_a/01_a.ipynb', root/'exercises/02_b/draft.ipynb'
     answered = mine.read_text().replace('raise NotImplementedError()', 'return x + x  # mine')
     half = mine.read_text().replace('raise NotImplementedError()', 'y = x + x  # half\\n    raise NotImplementedError()')
-    assert not X._answered(mine); mine.write_text(half); assert X._answered(mine)             # begun, and not done, is a student's as well
+    assert X._untouched(mine); mine.write_text(half); assert not X._untouched(mine)             # begun, and not done, is a student's as well
     mine.write_text(answered); draft.write_text(answered)
+    scratch = draft.with_name('scratch.ipynb'); nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1 + 1')]), scratch)
     for n in (1, 2):
         with pytest.warns(UserWarning, match=f'01_a.ipynb held answers: they are in exercises/01_a/answers/01_a-{n}.ipynb'): assert X.build(root) == ['exercises/01_a/01_a.ipynb']
-        assert (mine.parent/f'answers/01_a-{n}.ipynb').read_text() == draft.read_text() == answered and 'mine' not in mine.read_text()
+        assert (mine.parent/f'answers/01_a-{n}.ipynb').read_text() == draft.read_text() == answered and 'mine' not in mine.read_text() and scratch.exists()
         mine.write_text(answered)
 
 # --- check

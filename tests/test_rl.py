@@ -366,3 +366,15 @@ def test_the_reference_of_trained_adapters_is_where_they_stood():
             for policy in (fresh, trained):
                 with pytest.raises(Seen): train(policy, prompts, args, lambda *a: torch.zeros(4))
                 with torch.no_grad(): torch.testing.assert_close(seen[-1].logps(["is my dog allowed ?"], ["no ."]), policy.logps(["is my dog allowed ?"], ["no ."]))
+
+def test_a_finished_reward_run_is_read_and_not_written_again(tmp_path, monkeypatch):
+    "Several processes of a comparison open it at once"
+    rows = [dict(prompt=p, chosen=respond(p, "good"), rejected=respond(p, "web")) for p in make_prompts("train", 6)]
+    fitted = lambda: train_reward(small(), rows, RewardArgs(steps=2, batch_size=3, normalise=8, max_new_tokens=8), out=tmp_path / "run", resume=True)
+    once = fitted()
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "run").rglob("*")}
+    def sampled(*a, **k): raise AssertionError("it samples again")
+    monkeypatch.setattr(Policy, "sample", sampled)
+    again = fitted()
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "run").rglob("*")} == before
+    assert again.costs() == once.costs() and again.policy.model.config.reward_std == once.policy.model.config.reward_std == load_reward_model(tmp_path / "run").model.config.reward_std
