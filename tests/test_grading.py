@@ -186,6 +186,15 @@ def test_a_box_that_does_not_listen_ends_with_its_time():
         with pytest.raises(G.Fault, match='timed out'): G._send(write, memoryview(bytes(10**6)), .2)       # more than the pipe holds, and nobody reads
     finally: os.close(read); os.close(write)
 
+@boxed
+def test_a_notebook_that_stops_listening_costs_itself_only(tmp_path):
+    "Its large cell fills the pipe, and after it no question is answered: both end with their time, and there are only so many"
+    deaf = submission(before='import os, time\nos.read = lambda *a: time.sleep(10**6)', between='# ' + 'x' * 300_000)
+    (tmp_path/'1.ipynb').write_text(nbformat.writes(solution()))
+    for name, text in (('deaf', deaf), ('right', submission())): (tmp_path/'in'/name).mkdir(parents=True); (tmp_path/'in'/name/'1.ipynb').write_text(text)
+    scores = {r['student']: r['score'] for r in G.grade(tmp_path/'in', tmp_path/'1.ipynb', tmp_path/'out', seconds=2.)['results']}
+    assert scores == {'deaf': 0, 'right': 3}
+
 # --- a class
 @boxed
 def test_a_run_that_was_killed_goes_on_to_the_same_result(tmp_path):
