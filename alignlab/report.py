@@ -239,7 +239,7 @@ def plot_spending(result: dict):
         ax.plot(xs, ys, "o", ms=3, alpha=.4, color=f"C{i % 6}"); ax.plot(np.mean(xs), np.mean(ys), "os"[i // 6], ms=7, color=f"C{i % 6}", label=METHODS[m].title)
     start, x = np.mean(list(_by_seed(rows, "start", key).values())), np.linspace(0, 3, 40)
     if best: ax.plot(x, [best(k, start) for k in x], color="0.5", ls="--", lw=1)
-    ax.set(xlabel="KL from the start (nats per response)", ylabel=_RESULTS[key], xscale="symlog"); ax.legend(fontsize=7, ncol=2)
+    ax.set(xlabel="KL from the start (nats per response)", ylabel=_RESULTS[key], xscale="symlog"); ax.xaxis.set_major_formatter("{x:g}"); ax.legend(fontsize=7, ncol=2)
     return ax
 
 # %% ../nbs/21_report.ipynb #49da7dbe
